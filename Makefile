@@ -1,0 +1,30 @@
+# GNU make. Every verb is a line over course.py, which also works without make:
+#     python3 course.py run      (Windows: py course.py run)
+PYTHON ?= python3
+
+# .PHONY, because folders may bear the names of verbs: make would call them up to date.
+.PHONY: help setup run test test-all lab doctor lock
+
+help:      ## what there is (the default)
+	@$(PYTHON) course.py help
+
+setup:     ## make .venv with everything in it
+	@$(PYTHON) course.py setup
+
+run:       ## run the notebooks; make run ARGS="02 07 --profile smoke"
+	@$(PYTHON) course.py run $(ARGS)
+
+test:      ## ruff, mypy, unit tests, notebook gates
+	@$(PYTHON) course.py test
+
+test-all:  ## the same and the long tests
+	@$(PYTHON) course.py test-all
+
+lab:       ## JupyterLab on a copy under work/; make lab ARGS="--no-browser"
+	@$(PYTHON) course.py lab $(ARGS)
+
+doctor:    ## what this machine has
+	@$(PYTHON) course.py doctor
+
+lock:      ## compile requirements.in into requirements.lock; make lock ARGS="--upgrade"
+	@$(PYTHON) course.py lock $(ARGS)

@@ -1,0 +1,145 @@
+"""The command `unfool`: what can be done with the course from a terminal. No logic lives here."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from unfool.profiles import PROFILES
+
+REPO = Path(__file__).resolve().parents[2]
+RUN_EXAMPLES = """examples:
+  unfool run                         every lesson, as committed
+  unfool run 02 07                   two of them
+  unfool run --profile smoke -j 2    a quick look at whether they run at all
+  unfool run 02 -p seed 3 -p epsilons "[0.1, 0.2]"
+  unfool run 02 --update             write the executed notebook back, cleaned
+
+Executed notebooks, logs, records and the HTML report go to --out. The exit status is 1 when a
+notebook failed; drifted check lines are shown, and are not a failure.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 good, 1 something failed, 2 misused."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status: int = options.command(options)
+    except KeyboardInterrupt:
+        print("\nunfool: stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        return _misused(f"{error.strerror or error}: {error.filename}" if error.filename else error)
+    except ValueError as error:
+        from unfool.notebooks import UsageError
+
+        if not isinstance(error, UsageError):
+            raise
+        return _misused(error)
+    return status
+
+
+def _misused(error: object) -> int:
+    print(f"unfool: {error}", file=sys.stderr)
+    return 2
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt  # so that the notebooks are ended as with Ctrl-C
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unfool",
+        description="A course on adversarial examples: run its notebooks, look at this machine.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    doctor = commands.add_parser("doctor", help="say what this machine has, and what is missing")
+    doctor.set_defaults(command=_doctor)
+    workspace = commands.add_parser(
+        "workspace", help="copy notebooks and exercises to work/; never overwrites your changes"
+    )
+    workspace.set_defaults(command=_workspace)
+    report = commands.add_parser("report", help="build the HTML report of the last run again")
+    _add_out(report)
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run notebooks without a browser and build a report",
+        description="Run notebooks from top to bottom, without a browser, and build a report.",
+        epilog=RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("names", nargs="*", metavar="NN", help="number or name; none: every lesson")
+    run.add_argument("--profile", choices=list(PROFILES), help="scale; default: as in the notebook")
+    run.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the notebook, its value as JSON; may be repeated",
+    )
+    _add_out(run)
+    run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="run N at once")
+    run.add_argument("--update", action="store_true", help="write executed notebooks back")
+    run.add_argument("--no-report", action="store_true", help="build no HTML report")
+    run.add_argument("--timeout", type=float, metavar="S", help="seconds that a notebook may take")
+    run.set_defaults(command=_run)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    where = REPO / "build" / "run"
+    parser.add_argument(
+        "--out", type=Path, default=where, metavar="DIR", help="folder of the run (build/run)"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from unfool.notebooks import run
+
+    results = run(
+        options.names,
+        options.profile,
+        dict(options.parameter),
+        options.out,
+        options.update,
+        options.jobs,
+        timeout=options.timeout,
+        report=not options.no_report,
+    )
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from unfool.doctor import as_text, report
+
+    lines = report()
+    print(as_text(lines))
+    return 0 if all(line.ok for line in lines) else 1
+
+
+def _workspace(options: argparse.Namespace) -> int:
+    from unfool.workspace import sync
+
+    for line in sync(REPO, REPO / "work"):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from unfool.report import rebuild
+
+    print(rebuild(options.out.resolve()))
+    return 0

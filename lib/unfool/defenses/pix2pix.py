@@ -1,0 +1,324 @@
+"""The paper's purifier: pix2pix from adversarial to clean images (Yu et al. 2020, Section 4).
+
+`UNet` is the generator G, `PatchGAN` the discriminator D. A training pair is (x, y): an adversarial
+image and the clean one it was made from. G learns y from x under three losses (equation 11):
+
+    G* = arg min_G max_D  L_cGAN(G, D)  +  lambda L1(G)  +  mu L_f(G)
+
+Architecture and defaults are those of Isola et al. 2017 and their code, at 32x32 instead of
+256x256: five halvings instead of eight, and hence no dropout (pix2pix drops out only in the middle
+blocks that 32x32 images do not have). Explained in notebook 07.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
+from torch.optim import Adam, Optimizer
+
+from unfool.progress import Progress
+from unfool.training import History, fit
+
+VERSION = 1
+DOWNS = 5  # 32 -> 16 -> 8 -> 4 -> 2 -> 1
+Guide = Callable[[Tensor, Tensor], Tensor]
+"""L_f: (purified, clean), both (N, C, H, W) in [0, 1] -> scalar."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a purifier is trained with; the defaults are pix2pix's where it has one.
+
+    Attributes:
+        width: channels of the generator's first layer (pix2pix: 64).
+        discriminator_width: channels of the discriminator's first layer (pix2pix: 64).
+        patch_layers: strided layers of the discriminator: a patch of 16, 34 or 70 pixels for 1, 2
+            or 3. pix2pix has 3, whose patch is larger than a 32x32 image; 1 is a real patch here.
+        lam: lambda, the weight of L1 on the [-1, 1] scale.
+        mu: weight of the classifier-guided loss; 0 leaves it out.
+        adversarial: False trains on L1 (and L_f) alone, without a discriminator.
+        skips: False cuts the U-Net's skip connections.
+        identity: clean images are added as pairs (y, y), this many for every adversarial pair.
+        epochs: passes over the pairs.
+        batch_size: pairs per step (pix2pix: 1).
+        rate: Adam's learning rate.
+    """
+
+    width: int = 64
+    discriminator_width: int = 64
+    patch_layers: int = 1
+    lam: float = 100.0
+    mu: float = 0.0
+    adversarial: bool = True
+    skips: bool = True
+    identity: float = 0.0
+    epochs: int = 20
+    batch_size: int = 32
+    rate: float = 2e-4
+
+
+class UNet(nn.Module):
+    """Generator: (N, C, H, W) in [0, 1] -> the same shape and range.
+
+    Sizes that are not a multiple of 32 are padded with black and cropped back. In eval mode batch
+    norm uses its running statistics, so that an image's output does not depend on its batch.
+    """
+
+    def __init__(self, channels: int, width: int = 64, skips: bool = True) -> None:
+        super().__init__()
+        widths = [width * min(2**i, 8) for i in range(DOWNS)]  # 64, 128, 256, 512, 512
+        self.skips = skips
+        self.downs = nn.ModuleList(
+            _down(a, b, first=i == 0, norm=0 < i < DOWNS - 1)
+            for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False))
+        )
+        joined = 2 if skips else 1  # a skip doubles the channels that come in
+        self.ups = nn.ModuleList([_up(widths[-1], widths[-2])])
+        for i in range(DOWNS - 2, 0, -1):
+            self.ups.append(_up(joined * widths[i], widths[i - 1]))
+        self.last = nn.Sequential(
+            nn.ReLU(), nn.ConvTranspose2d(joined * width, channels, 4, 2, 1), nn.Tanh()
+        )
+        self.apply(_start)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, crop = _padded(images)
+        x = 2 * x - 1
+        seen: list[Tensor] = []
+        for down in self.downs:
+            x = down(x)
+            seen.append(x)  # width 16 at 16x16, 32 at 8x8, ... for width 16
+        seen.pop()
+        for up in self.ups:
+            x = up(x)
+            skip = seen.pop()
+            x = torch.cat([x, skip], dim=1) if self.skips else x
+        return crop((self.last(x) + 1) / 2)
+
+
+class PatchGAN(nn.Module):
+    """Discriminator: (adversarial, candidate) images in [0, 1] -> a logit per patch (N, 1, h, w).
+
+    A positive logit says "this patch is a real clean image". It is conditional: both images are
+    seen together.
+    """
+
+    def __init__(self, channels: int, width: int = 64, layers: int = 1) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(2 * channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        inputs = width
+        for i in range(1, layers + 1):
+            outputs = width * min(2**i, 8)
+            stride = 2 if i < layers else 1
+            parts += [
+                nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.2),
+            ]
+            inputs = outputs
+        self.net = nn.Sequential(*parts, nn.Conv2d(inputs, 1, 4, 1, 1))
+        self.apply(_start)
+
+    def forward(self, adversarial: Tensor, candidate: Tensor) -> Tensor:
+        logits: Tensor = self.net(2 * torch.cat([adversarial, candidate], dim=1) - 1)
+        return logits
+
+
+def discriminator_loss(
+    discriminator: PatchGAN, adversarial: Tensor, clean: Tensor, purified: Tensor
+) -> Tensor:
+    """Equation 7 as D sees it: call (x, y) real and (x, G(x)) fake.
+
+    `purified` is detached: this step must not move the generator. Halved as in pix2pix, which slows
+    D down relative to G.
+    """
+    real = discriminator(adversarial, clean)
+    fake = discriminator(adversarial, purified.detach())
+    return 0.5 * (bce(real, 1.0) + bce(fake, 0.0))
+
+
+def generator_loss(
+    discriminator: PatchGAN | None,
+    adversarial: Tensor,
+    clean: Tensor,
+    purified: Tensor,
+    *,
+    lam: float = 100.0,
+    mu: float = 0.0,
+    guide: Guide | None = None,
+) -> dict[str, Tensor]:
+    """Equations 9 and 11: the weighted terms "gan", "l1", "guide" of what G minimises.
+
+    G wants D to call its output real (the non-saturating form), to stay near the clean image in L1
+    (on the [-1, 1] scale, as pix2pix has it), and, with mu > 0, to be classified like it.
+    """
+    terms = {"l1": lam * 2 * (clean - purified).abs().mean()}
+    if discriminator is not None:
+        terms["gan"] = bce(discriminator(adversarial, purified), 1.0)
+    if mu:
+        if guide is None:
+            raise ValueError(f"mu={mu} needs a guide: the loss L_f that a classifier gives")
+        terms["guide"] = mu * guide(purified, clean)
+    return terms
+
+
+def train_step(
+    generator: UNet,
+    discriminator: PatchGAN | None,
+    optimizers: dict[str, Optimizer],
+    adversarial: Tensor,
+    clean: Tensor,
+    *,
+    lam: float = 100.0,
+    mu: float = 0.0,
+    guide: Guide | None = None,
+) -> dict[str, Tensor]:
+    """One update of D, then one of G, on a batch of pairs; return the losses."""
+    losses: dict[str, Tensor] = {}
+    purified = generator(adversarial)
+    if discriminator is not None:
+        loss = discriminator_loss(discriminator, adversarial, clean, purified)
+        _update(optimizers["discriminator"], loss)
+        losses["d"] = loss.detach()
+        discriminator.requires_grad_(False)  # G's step needs no gradient of D's weights
+    terms = generator_loss(discriminator, adversarial, clean, purified, lam=lam, mu=mu, guide=guide)
+    _update(optimizers["generator"], torch.stack(list(terms.values())).sum())
+    if discriminator is not None:
+        discriminator.requires_grad_(True)
+    return losses | {name: term.detach() for name, term in terms.items()}
+
+
+def agrees_with_clean(classifier: nn.Module) -> Guide:
+    """L_f of equation 10 as read here: cross-entropy of f(G(x)) to the class that f gives y.
+
+    `classifier` is frozen by `train`: only G learns.
+    """
+
+    def guide(purified: Tensor, clean: Tensor) -> Tensor:
+        with torch.no_grad():
+            label = classifier(clean).argmax(dim=1)
+        return cross_entropy(classifier(purified), label)
+
+    return guide
+
+
+def train(
+    adversarial: Tensor,
+    clean: Tensor,
+    settings: Settings,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    guide: Guide | None = None,
+    checkpoint: Path | None = None,
+    after_epoch: Callable[[int, UNet], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[UNet, History]:
+    """Train a purifier on pairs; return it in eval mode with the mean losses of each epoch.
+
+    Args:
+        adversarial, clean: (N, C, H, W) float32 in [0, 1]; row i of both is one pair.
+        settings: see `Settings`.
+        seed: of initial weights and shuffling.
+        device: where to train.
+        guide: L_f, needed when `settings.mu` > 0; see `agrees_with_clean`.
+        checkpoint: file for resuming.
+        after_epoch: called with the epochs done and the generator in eval mode.
+        progress: called after every step.
+
+    Raises:
+        ValueError: no pairs (did the attack succeed at all?), or shapes that differ.
+    """
+    if adversarial.shape != clean.shape or len(clean) == 0:
+        raise ValueError(
+            f"a purifier learns from pairs of equal shape: got {tuple(adversarial.shape)} "
+            f"adversarial and {tuple(clean.shape)} clean images"
+            + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = UNet(clean.shape[1], settings.width, settings.skips).to(device)
+        discriminator = None
+        if settings.adversarial:
+            discriminator = PatchGAN(
+                clean.shape[1], settings.discriminator_width, settings.patch_layers
+            ).to(device)
+        extra = torch.randperm(len(clean))[: round(settings.identity * len(clean))]
+    modules: dict[str, nn.Module] = {"generator": generator}
+    if discriminator is not None:
+        modules["discriminator"] = discriminator
+    optimizers: dict[str, Optimizer] = {
+        name: Adam(module.parameters(), settings.rate, betas=(0.5, 0.999))
+        for name, module in modules.items()
+    }
+
+    def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return train_step(
+            generator, discriminator, optimizers, x, y,
+            lam=settings.lam, mu=settings.mu, guide=guide,
+        )  # fmt: skip
+
+    history = fit(
+        step,
+        modules,
+        optimizers,
+        [torch.cat([adversarial, clean[extra]]), torch.cat([clean, clean[extra]])],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=seed,
+        checkpoint=checkpoint,
+        after_epoch=None if after_epoch is None else lambda done: after_epoch(done, generator),
+        progress=progress,
+    )
+    return generator, history
+
+
+def _down(inputs: int, outputs: int, *, first: bool, norm: bool) -> nn.Module:
+    parts: list[nn.Module] = [] if first else [nn.LeakyReLU(0.2)]
+    parts.append(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False))
+    return nn.Sequential(*parts, *([nn.BatchNorm2d(outputs)] if norm else []))
+
+
+def _up(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+def _start(module: nn.Module) -> None:
+    """pix2pix's initial weights: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _padded(images: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Pad with black to multiples of 2**DOWNS; return the function that crops back, too."""
+    height, width = images.shape[-2:]
+    unit = 2**DOWNS
+    down, right = -height % unit, -width % unit
+    top, left = down // 2, right // 2
+    x = pad(images, (left, right - left, top, down - top)) if down or right else images
+    return x, lambda y: y[..., top : top + height, left : left + width]
+
+
+def bce(logits: Tensor, label: float) -> Tensor:
+    """Return the mean cross-entropy of patch logits against one label, 1 (real) or 0 (fake)."""
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def _update(optimizer: Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()

@@ -1,0 +1,333 @@
+"""How good an attack is, how good a defence is, and how sure we are of it.
+
+Three accuracies are kept apart, because the paper reports only the first:
+
+* recovered: of the images that the attack turned from right to wrong, the share that the defended
+  classifier gets right. It says nothing of what the defence breaks.
+* end to end: over all test images, attacked where the classifier was right, the share that the
+  defended classifier gets right.
+* defended clean: over all test images, unattacked, the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SCHEMA = 1
+CPU_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class AdversarialSet:
+    """Attacked images beside the clean ones they were made from.
+
+    Attributes:
+        x, x_adv: (N, C, H, W) float32 in [0, 1].
+        y: true classes (N,), int64.
+        target: classes that a targeted attack aimed at (N,), or None.
+        attacked: (N,) bool: the classifier was right on x, so there was something to attack.
+        success: (N,) bool: attacked, and the classifier is wrong on x_adv (on the target, where
+            there is one).
+        attack, attack_settings, classifier, dataset, fingerprint, split, seed: where it is from.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+    attacked: Tensor
+    success: Tensor
+    target: Tensor | None = None
+    attack: str = ""
+    attack_settings: Mapping[str, Any] = field(default_factory=dict)
+    classifier: str = ""
+    dataset: str = ""
+    fingerprint: str = ""
+    split: str = ""
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Return the class with the largest logit, (N,) int64, on the CPU; the model in eval mode.
+
+    `images` may lie elsewhere than the model: they are moved chunk by chunk. On a GPU that runs out
+    of memory the chunk is halved until it fits.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return _predict(model, images, chunk)
+    finally:
+        model.train(training)
+
+
+def _predict(model: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
+    parameter = next(model.parameters(), None)
+    device = images.device if parameter is None else parameter.device
+    chunk = chunk or (CPU_CHUNK if device.type == "cpu" else 4096)
+    while True:
+        try:
+            parts = [model(part.to(device)).argmax(dim=1).cpu() for part in images.split(chunk)]
+            return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        except torch.cuda.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk = (chunk + 1) // 2
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose predicted class is the label, in [0, 1]."""
+    if len(images) == 0:
+        raise ValueError("accuracy of no images is undefined: the split is empty")
+    return float((predict(model, images) == labels.cpu()).float().mean())
+
+
+def distortion(x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
+    """Return each image's perturbation size, (N,) each: "l0", "l1" (mean), "l2", "linf".
+
+    l0 counts changed pixels (a pixel of several channels counts once); l1 is the mean absolute
+    difference in units of the [0, 1] range, as the paper's Figures 7 and 8 plot it; l2 and linf are
+    the usual norms.
+    """
+    delta = (x_adv - x).abs()
+    flat = delta.flatten(1)
+    return {
+        "l0": (delta > 0).any(dim=1).flatten(1).sum(dim=1),
+        "l1": flat.mean(dim=1),
+        "l2": flat.norm(dim=1),
+        "linf": flat.amax(dim=1),
+    }
+
+
+# --- how sure we are ------------------------------------------------------------------------------
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval for a share of `right` out of `n` (Wilson 1927)."""
+    if not 0 <= right <= n:
+        raise ValueError(f"a share needs 0 <= right <= n, not {right} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    z = _z(confidence)
+    share = right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the formula is exact, but floating point leaves a hair.
+    return (0.0 if right == 0 else middle - half), (1.0 if right == n else middle + half)
+
+
+def mcnemar(right_a: Tensor, right_b: Tensor) -> float:
+    """Return the exact two-sided p-value that two classifiers are equally good on the same images.
+
+    Args:
+        right_a, right_b: (N,) bool, in the same order: was image i classified rightly?
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = _discordant(right_a, right_b)
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def paired_difference(
+    right_a: Tensor, right_b: Tensor, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return accuracy a minus accuracy b on the same images, with its interval (low, high).
+
+    Only images on which the two differ count, so it is much narrower than two separate intervals.
+    Bonett and Price 2012: one image is added to each of the two discordant cells.
+    """
+    only_a, only_b = _discordant(right_a, right_b)
+    n = len(right_a)
+    if n == 0:
+        raise ValueError("a paired difference of no images is undefined")
+    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = _z(confidence) * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return (only_a - only_b) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _discordant(right_a: Tensor, right_b: Tensor) -> tuple[int, int]:
+    if right_a.shape != right_b.shape or right_a.dtype != torch.bool:
+        raise ValueError(
+            "two bool tensors over the same images are compared, not "
+            f"{right_a.dtype} {tuple(right_a.shape)} and {right_b.dtype} {tuple(right_b.shape)}"
+        )
+    return int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
+
+
+def _z(confidence: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(0.5 + confidence / 2))
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation, schema 1: one JSON line. Every accuracy is a share in [0, 1]."""
+
+    dataset: str
+    fingerprint: str
+    profile: str
+    classifier: str
+    defense: str
+    attack: str
+    attack_settings: dict[str, Any]
+    knowledge: str
+    access: str
+    seed: int
+    n_images: int
+    n_attacked: int
+    n_success: int
+    attack_success: float
+    l0_median: float | None
+    l2_median: float | None
+    linf_median: float | None
+    clean_accuracy: float
+    recovered_accuracy: float | None
+    recovered_low: float
+    recovered_high: float
+    end_to_end_accuracy: float
+    end_to_end_low: float
+    end_to_end_high: float
+    defended_clean_accuracy: float
+    defended_clean_low: float
+    defended_clean_high: float
+    clean_difference: float
+    clean_difference_low: float
+    clean_difference_high: float
+    targeted_outcome: dict[str, int] | None
+    rejected: int
+    seconds: float
+    passes: int | None
+    device: str
+    versions: dict[str, str]
+    git: str
+    warnings: list[str]
+    defense_settings: dict[str, Any] = field(default_factory=dict)
+    saw_attack_in_training: bool = False
+    schema: int = SCHEMA
+    id: str = ""
+
+
+def measure(
+    classifier: nn.Module, purifier: nn.Module | None, adversarial: AdversarialSet
+) -> dict[str, Any]:
+    """Return the measured fields of a `Record` for a purifier (None: undefended)."""
+    defended = classifier if purifier is None else nn.Sequential(purifier, classifier)
+    right = right_answers(classifier, defended, adversarial)
+    n, success = len(adversarial), adversarial.success.cpu()
+    n_success = int(success.sum())
+    recovered = int((right["attacked"] & success).sum())
+    whole, clean = int(right["attacked"].sum()), int(right["clean"].sum())
+    difference = paired_difference(right["clean"], right["undefended"])
+    moved = distortion(adversarial.x[success], adversarial.x_adv[success])
+    fields = {
+        "n_images": n,
+        "n_attacked": int(adversarial.attacked.sum()),
+        "n_success": n_success,
+        "attack_success": n_success / max(1, int(adversarial.attacked.sum())),
+        **{f"{k}_median": _median(moved[k]) for k in ("l0", "l2", "linf")},
+        "clean_accuracy": float(right["undefended"].float().mean()),
+        "recovered_accuracy": recovered / n_success if n_success else None,
+        "end_to_end_accuracy": whole / n,
+        "defended_clean_accuracy": clean / n,
+        "targeted_outcome": _outcome(defended, adversarial),
+        "rejected": 0,
+    }
+    for name, k, of in [
+        ("recovered", recovered, n_success),
+        ("end_to_end", whole, n),
+        ("defended_clean", clean, n),
+    ]:
+        fields[f"{name}_low"], fields[f"{name}_high"] = wilson(k, of)
+    keys = ("clean_difference", "clean_difference_low", "clean_difference_high")
+    return fields | dict(zip(keys, difference, strict=True))
+
+
+def right_answers(
+    classifier: nn.Module, defended: nn.Module, adversarial: AdversarialSet
+) -> dict[str, Tensor]:
+    """Return which images are classified rightly, (N,) bool each.
+
+    "undefended": clean, by the classifier alone; "clean": clean, by the defended one; "attacked":
+    by the defended one, on x_adv where the classifier was right on x, else on x, where nobody
+    would attack.
+    """
+    y = adversarial.y.cpu()
+    met = torch.where(adversarial.attacked.view(-1, 1, 1, 1), adversarial.x_adv, adversarial.x)
+    return {
+        "undefended": predict(classifier, adversarial.x) == y,
+        "clean": predict(defended, adversarial.x) == y,
+        "attacked": predict(defended, met) == y,
+    }
+
+
+def append_record(record: Record, path: Path) -> Record:
+    """Append the record as one line, under a lock; return it with its id filled in."""
+    import hashlib
+
+    from filelock import FileLock
+
+    body = asdict(record) | {"id": ""}
+    stable = {k: v for k, v in body.items() if k not in ("seconds", "git", "versions", "device")}
+    body["id"] = hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:12]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(body, sort_keys=True) + "\n")
+    return Record(**body)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a file of records.
+
+    Raises:
+        ValueError: a line is no record of schema 1; the message names the file and the line.
+    """
+    records = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            if fields["schema"] != SCHEMA:
+                raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
+            records.append(Record(**fields))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no record of schema 1: {error}") from error
+    return records
+
+
+def _median(values: Tensor) -> float | None:
+    return float(values.float().median()) if len(values) else None
+
+
+def _outcome(defended: nn.Module, adversarial: AdversarialSet) -> dict[str, int] | None:
+    """Where targeted successes end behind the defence: on the target, on the truth, elsewhere."""
+    if adversarial.target is None:
+        return None
+    hit = adversarial.success
+    got = predict(defended, adversarial.x_adv[hit])
+    on_target = int((got == adversarial.target[hit].cpu()).sum())
+    on_true = int((got == adversarial.y[hit].cpu()).sum())
+    return {"target": on_target, "true": on_true, "other": int(hit.sum()) - on_target - on_true}

@@ -1,0 +1,325 @@
+"""Every picture of the course, from tensors or records; nothing is computed here but layout.
+
+Each function returns a `Figure` with `alt` (what it shows, in words, for those who can't see it; its
+numbers in it are compared when a notebook is replayed) and `caption` (one line under it). Nothing is
+told by colour alone: marks, labels and line styles say it too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib
+import matplotlib.patches
+import numpy as np
+from matplotlib import figure as mpl
+from matplotlib.axes import Axes
+from torch import Tensor
+
+INK, QUIET, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+RIGHT, WRONG = "#0b7a75", "#c1440e"
+SERIES = ["#1f5fa8", "#c1440e", "#0b7a75", "#8a5a00", "#6d3fa0", "#4b5563"]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": QUIET,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+DPI = 110
+
+
+class Figure(mpl.Figure):
+    """A matplotlib figure that knows what it shows in words."""
+
+    alt: str = ""
+    caption: str = ""
+
+    def png(self) -> str:
+        """Return the picture as base64 text."""
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            # No metadata: the same figure is the same bytes, whatever made it.
+            self.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        return base64.b64encode(buffer.getvalue()).decode()
+
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the house style without touching matplotlib's global settings."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def _new(width: float, height: float, alt: str, caption: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.alt, figure.caption = alt, caption
+    return figure
+
+
+@_styled
+def images(
+    rows: Mapping[str, Tensor],
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    right: Mapping[str, Sequence[bool]] | None = None,
+    signed: Iterable[str] = (),
+    alt: str,
+    caption: str,
+) -> Figure:
+    """Draw rows of images, each row with its name at the left.
+
+    Args:
+        rows: name -> images (K, C, H, W) in [0, 1]; equal K.
+        captions: name -> K short texts under the images, such as the classifier's verdicts.
+        right: name -> K flags: a caption is marked with a tick or a cross and coloured.
+        signed: names of rows that hold perturbations: any sign, black is down, white up.
+        alt, caption: see `Figure`.
+    """
+    columns = len(next(iter(rows.values())))
+    has_captions = [name in (captions or {}) for name in rows]
+    heights = [1.28 if c else 1.0 for c in has_captions]
+    figure = _new(1.35 + 0.95 * columns, 0.95 * sum(heights) + 0.1, alt, caption)
+    axes = figure.subplots(
+        len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for line, (name, batch) in zip(axes, rows.items(), strict=True):
+        for k, axis in enumerate(line):
+            _image(axis, batch[k], name in signed)
+            if captions and name in captions:
+                _verdict(
+                    axis, captions[name][k], right[name][k] if right and name in right else None
+                )
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+    return figure
+
+
+def _image(axis: Axes, image: Tensor, signed: bool) -> None:
+    array = image.detach().cpu().permute(1, 2, 0).numpy()
+    if signed:
+        top = max(float(np.abs(array).max()), 1e-9)
+        array = (array / top + 1) / 2
+    grey = array.shape[2] == 1
+    axis.imshow(
+        array[:, :, 0] if grey else array,
+        cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest",
+    )  # fmt: skip
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(True)
+        spine.set_color(GRID)
+
+
+def _verdict(axis: Axes, text: str, right: bool | None) -> None:
+    mark = "" if right is None else (" ✓" if right else " ✗")
+    colour = INK if right is None else (RIGHT if right else WRONG)
+    axis.set_xlabel(text + mark, color=colour, labelpad=3, fontweight="bold" if mark else "normal")
+
+
+@_styled
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    xlabel: str,
+    ylabel: str,
+    percent: bool = True,
+    marks: Mapping[float, str] | None = None,
+    alt: str,
+    caption: str,
+) -> Figure:
+    """Draw one curve per series, labelled at its end, with its interval as a band.
+
+    Args:
+        x: positions.
+        series: name -> values, as many as x; shares in [0, 1] where `percent`.
+        intervals: name -> (low, high), as many as x.
+        xlabel, ylabel: with units.
+        percent: show the y axis from 0 to 100 %.
+        marks: x position -> text of a dotted vertical line.
+        alt, caption: see `Figure`.
+    """
+    figure = _new(6.6, 3.6, alt, caption)
+    axis = figure.subplots()
+    scale = 100 if percent else 1
+    for k, (name, values) in enumerate(series.items()):
+        colour, y = SERIES[k % len(SERIES)], scale * np.asarray(values)
+        axis.plot(x, y, color=colour, marker=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.8, label=name)
+        if intervals and name in intervals:
+            low, high = scale * np.asarray(intervals[name]).T
+            axis.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
+        if len(series) > 1:
+            axis.annotate(
+                f" {name}", (x[-1], y[-1]), color=colour, va="center",
+                xytext=(4, 0), textcoords="offset points", annotation_clip=False,
+            )  # fmt: skip
+    for position, text in (marks or {}).items():
+        axis.axvline(position, color=QUIET, ls=":", lw=1.2)
+        axis.annotate(
+            text, (position, 1), xycoords=("data", "axes fraction"), color=QUIET,
+            xytext=(4, -4), textcoords="offset points", va="top", fontsize=8.5,
+        )  # fmt: skip
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(axis="y", color=GRID)
+    if percent:
+        axis.set_ylim(-2, 102)
+    return figure
+
+
+@_styled
+def intervals(
+    rows: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    *,
+    alt: str,
+    caption: str,
+) -> Figure:
+    """Draw shares with their intervals as dots with whiskers, one panel per measure.
+
+    Args:
+        rows: names, such as defences, from top to bottom.
+        panels: title -> (share, low, high) in [0, 1] for each row, or None where undefined.
+        alt, caption: see `Figure`.
+    """
+    figure = _new(2.9 * len(panels) + 0.8, 0.5 * len(rows) + 0.95, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        for k, value in enumerate(values):
+            if value is None:
+                axis.annotate("not defined", (50, k), ha="center", va="center", color=QUIET)
+                continue
+            share, low, high = (100 * v for v in value)
+            colour, marker = SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]
+            axis.plot([low, high], [k, k], color=colour, lw=3, solid_capstyle="round", alpha=0.45)
+            axis.plot(share, k, marker, color=colour, ms=7)
+            axis.annotate(
+                f"{share:.1f}", (share, k), xytext=(0, 7), textcoords="offset points",
+                ha="center", color=INK, fontsize=9,
+            )  # fmt: skip
+        axis.set_title(title, loc="left")
+        axis.set_xlim(-4, 106)
+        axis.set_ylim(len(rows) - 0.5, -0.75)
+        axis.set_xlabel("% of images")
+        axis.grid(axis="x", color=GRID)
+        axis.tick_params(axis="y", length=0, labelcolor=INK)
+        axis.spines["left"].set_visible(False)
+    axes[0].set_yticks(range(len(rows)), rows)
+    return figure
+
+
+@_styled
+def bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    highlight: int | None = None,
+    xlabel: str,
+    percent: bool = True,
+    alt: str,
+    caption: str,
+) -> Figure:
+    """Draw one horizontal bar per name; `highlight` is drawn hatched and in the warning colour."""
+    figure = _new(5.2, 0.28 * len(names) + 0.8, alt, caption)
+    axis = figure.subplots()
+    shown = [100 * v if percent else v for v in values]
+    drawn = axis.barh(range(len(names)), shown, color=SERIES[0], height=0.7)
+    if highlight is not None:
+        drawn[highlight].set(color=WRONG, hatch="//", edgecolor="white")
+    for k, value in enumerate(shown):
+        axis.annotate(
+            f"{value:.0f}" if percent else f"{value:.2g}", (value, k), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8.5,
+        )  # fmt: skip
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlabel(xlabel)
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    if percent:
+        axis.set_xlim(0, 112)
+    return figure
+
+
+@_styled
+def heatmap(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *,
+    xlabel: str, ylabel: str, alt: str, caption: str,
+) -> Figure:  # fmt: skip
+    """Draw a matrix of counts or numbers, each printed in its cell."""
+    import seaborn
+
+    figure = _new(0.52 * len(columns) + 1.6, 0.42 * len(rows) + 1.0, alt, caption)
+    axis = figure.subplots()
+    seaborn.heatmap(
+        values, annot=True, fmt="g", cmap="Blues", cbar=False, linewidths=0.6, ax=axis,
+        xticklabels=columns, yticklabels=rows, annot_kws={"fontsize": 8},
+    )  # fmt: skip
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.tick_params(length=0, labelcolor=INK, rotation=0)
+    return figure
+
+
+@_styled
+def unet(shapes: Sequence[tuple[str, tuple[int, int, int]]], *, alt: str, caption: str) -> Figure:
+    """Draw a U-Net from the shapes (C, H, W) that its blocks put out, halving then doubling.
+
+    Args:
+        shapes: (name, shape) in order: input, the downs, the ups, output.
+        alt, caption: see `Figure`.
+    """
+    figure = _new(7.6, 3.5, alt, caption)
+    axis = figure.subplots()
+    middle = len(shapes) // 2
+    centres = []
+    for k, (_name, (channels, height, _)) in enumerate(shapes):
+        level = min(k, len(shapes) - 1 - k)
+        tall, wide = 0.35 + 0.09 * height, 0.16 + 0.055 * np.log2(channels + 1)
+        y = -0.62 * level
+        axis.add_patch(
+            matplotlib.patches.Rectangle(
+                (k - wide / 2, y - tall / 2), wide, tall, facecolor="#dbe7f5", edgecolor=SERIES[0]
+            )
+        )
+        axis.annotate(
+            f"{channels}×{height}×{height}", (k, y - tall / 2), xytext=(0, -3),
+            textcoords="offset points", ha="center", va="top", fontsize=7.8,
+        )  # fmt: skip
+        centres.append((k, y, wide))
+    for k in range(1, middle):
+        (a, y, wide_a), (b, _, wide_b) = centres[k], centres[len(shapes) - 1 - k]
+        axis.annotate(
+            "", (b - wide_b / 2 - 0.04, y), (a + wide_a / 2 + 0.04, y),
+            arrowprops={"arrowstyle": "->", "ls": "--", "color": WRONG, "lw": 1.2},
+        )  # fmt: skip
+    axis.annotate("skip connections", (middle, 0.1), ha="center", color=WRONG, fontsize=9)
+    axis.annotate(shapes[0][0], (0, 1.85), ha="center", fontweight="bold")
+    axis.annotate(shapes[-1][0], (len(shapes) - 1, 1.85), ha="center", fontweight="bold")
+    axis.set_xlim(-0.8, len(shapes) - 0.2)
+    axis.set_ylim(-0.62 * middle - 1.1, 2.3)
+    axis.set_axis_off()
+    return figure

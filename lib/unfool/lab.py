@@ -1,0 +1,479 @@
+"""`Lab`: the one object a notebook needs.
+
+It knows the profile, the data set, the seed and the device; it builds classifiers, adversarial sets
+and defences when they are first asked for and finds them in the store from then on. It calls the
+rooms below it and does no numerics of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from unfool import __version__, attacks, classifiers, training
+from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
+from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
+from unfool.datasets import Dataset, Split, check_unseen, load
+from unfool.defenses import DEFENSES, Threshold, pix2pix
+from unfool.evaluation import (
+    AdversarialSet,
+    Record,
+    accuracy,
+    append_record,
+    measure,
+    predict,
+)
+from unfool.figures import Figure
+from unfool.profiles import Profile, profile_of
+from unfool.progress import shown
+
+WEIGHTS = REPO / "results" / "weights"
+TRAIN_BATCH = 64
+
+
+class Lab:
+    """Builds on demand, finds in the store, and shows.
+
+    Args:
+        profile: "smoke", "classroom", "desk" or "paper"; see `unfool.profiles`.
+        dataset: a name of `unfool.datasets.NAMES`, or "folder:PATH".
+        seed: of everything random: initial weights, shuffling, random targets.
+        device: "cpu", "cuda", "cuda:1", …; "auto" takes a GPU where there is one, and says so.
+        store: where artifacts are kept; by default `$UNFOOL_STORE`, else `data/store`.
+
+    Raises:
+        ValueError: an unknown profile or data set, a seed below 0, or a GPU that is not there.
+    """
+
+    def __init__(
+        self,
+        profile: str = "classroom",
+        dataset: str = "mnist5k",
+        seed: int = 0,
+        device: str = "cpu",
+        store: Store | None = None,
+    ) -> None:
+        self.profile: Profile = profile_of(profile)
+        if seed < 0:
+            raise ValueError(f"seed must be >= 0, not {seed}")
+        self.seed = seed
+        self.device = find_device(device)
+        self.store = store or Store()
+        self.dataset = dataset
+        with shown(f"loading {dataset}") as progress:
+            self.data: Dataset = load(dataset, store=self.store, progress=progress)
+        self.records: list[Record] = []
+        self._known: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+        self._loaded: dict[str, nn.Module] = {}
+
+    def __repr__(self) -> str:
+        """Return the one line that a notebook's setup cell prints."""
+        return (
+            f"unfool {__version__} · profile {self.profile.name} · {self.data.name} "
+            f"{'x'.join(map(str, self.data.shape))}, {len(self.data.train)} training and "
+            f"{len(self.data.test)} test images · seed {self.seed} · {self.device}"
+        )
+
+    # --- what is built ---
+
+    def classifier(self, name: str = "anet", *, relu_logits: bool = False) -> nn.Module:
+        """Return a trained classifier in eval mode on the device.
+
+        Args:
+            name: a key of `unfool.classifiers.CLASSIFIERS`, trained here on first use; or the name
+                of committed weights, such as "anet-mnist" (see `committed_weights`).
+            relu_logits: the paper's ReLU on the logits; see `unfool.classifiers`.
+
+        Raises:
+            ValueError: neither a classifier nor committed weights of that name.
+        """
+        wanted = f"{name}+relu" if relu_logits else name
+        if wanted not in self._loaded:
+            if name not in classifiers.CLASSIFIERS and name in committed_weights():
+                net, known = self._committed(name)
+            else:
+                net, known = self._trained(name, relu_logits)
+            net.to(self.device).eval()
+            self._known[net] = known
+            self._loaded[wanted] = net
+        return self._loaded[wanted]
+
+    def history(self, module: nn.Module) -> training.History:
+        """Return the mean training losses, one dict per epoch, of what this lab has built."""
+        history: training.History = self._known[module]["history"]
+        return history
+
+    def accuracy(self, classifier: str = "anet", split: str = "test") -> float:
+        """Return the share of a split's images that the classifier gets right."""
+        net = self.classifier(classifier)
+        self._refuse_seen(net, split)
+        part = self.split(split)
+        return accuracy(net, part.images, part.labels)
+
+    def split(self, name: str) -> Split:
+        """Return "train", "validation" or "test" of the data set."""
+        if name not in ("train", "validation", "test"):
+            raise ValueError(f"unknown split {name!r}: choose from train, validation, test")
+        part: Split = getattr(self.data, name)
+        return part
+
+    def adversarial_set(
+        self, attack: str | AttackSettings, *, classifier: str = "anet", split: str = "test",
+        **settings: Any,
+    ) -> AdversarialSet:  # fmt: skip
+        """Return images of a split attacked through a classifier.
+
+        Args:
+            attack: a name of `unfool.attacks.ATTACKS`, with the paper's settings for this data set.
+            classifier: the classifier under attack.
+            split: "train", "validation" or "test"; how many images of it, the profile says.
+            settings: override the attack's, e.g. `eps=0.3`.
+        """
+        wanted = self._settings(attack, settings)
+        net = self.classifier(classifier)
+        self._refuse_seen(net, split)
+        part = self.split(split)
+        part = part.first(min(len(part), self.profile.images(wanted.name, split)))
+        config = {
+            "name": f"{wanted.name}-{classifier}-{self.data.name}-{split}",
+            "attack": wanted.name,
+            "settings": wanted.settings,
+            "classifier": self._known[net]["key"],
+            "fingerprint": self.data.fingerprint,
+            "split": split,
+            "images": len(part),
+            "seed": self.seed,
+            "version": [attacks.VERSIONS[wanted.name], self.device.type],
+        }
+
+        def build(folder: Path) -> None:
+            with shown(f"{wanted.name} on {classifier}, {split}") as progress:
+                made = self._attack(net, wanted, part, progress)
+            save_tensors(folder / "set.safetensors", made, {})
+
+        size = part.images.numel() * 4 * 2
+        with shown(config["name"]) as progress:
+            folder = self.store.get(
+                "adversarial", config, build, needs_bytes=size, progress=progress
+            )
+        made, _ = load_tensors(folder / "set.safetensors")
+        return AdversarialSet(
+            part.images, made["x_adv"], part.labels, made["attacked"], made["success"],
+            attack=wanted.name, attack_settings=wanted.settings, classifier=classifier,
+            dataset=self.data.name, fingerprint=self.data.fingerprint, split=split, seed=self.seed,
+        )  # fmt: skip
+
+    def defense(
+        self, name: str, *, classifier: str = "anet",
+        attacks: Sequence[AttackSettings] | None = None, **settings: Any,
+    ) -> nn.Module | None:  # fmt: skip
+        """Return a defence: a module from images to images, or None for "none".
+
+        Args:
+            name: a key of `unfool.defenses.DEFENSES`.
+            classifier: the classifier that it is to protect.
+            attacks: those whose images it is trained on; by default `paper_attacks(dataset)`.
+            settings: override the profile's, e.g. `epochs=2`; see `pix2pix.Settings`.
+        """
+        if name not in DEFENSES:
+            raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
+        if name == "none":
+            return None
+        if name == "threshold":
+            module: nn.Module = Threshold(**settings)
+            self._known[module] = {"name": name, "settings": settings, "attacks": []}
+            return module
+        seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
+        return self._purifier(classifier, seen, replace(self.profile.purifier, **settings))
+
+    # --- what is measured ---
+
+    def evaluate(
+        self, defense: nn.Module | None, adversarial: AdversarialSet, *, classifier: str = "anet",
+        transfer: bool = False,
+    ) -> Record:  # fmt: skip
+        """Return one record: the defence before the classifier, on an adversarial set.
+
+        The record is also appended to `$UNFOOL_RECORDS`, else to `results/local/records.jsonl`.
+
+        Args:
+            defense: what `Lab.defense` returned, or any module from images to images; None is none.
+            adversarial: what `Lab.adversarial_set` returned.
+            classifier: the classifier that is defended.
+            transfer: must be True where the set was made on another classifier or data set.
+        """
+        if not transfer and adversarial.classifier != classifier:
+            raise ValueError(
+                f"this adversarial set was made on {adversarial.classifier!r}, not on "
+                f"{classifier!r}: pass transfer=True if that is what you want to measure"
+            )
+        if not transfer and adversarial.fingerprint != self.data.fingerprint:
+            raise ValueError(
+                f"this adversarial set was made from {adversarial.dataset!r}, not from "
+                f"{self.data.name!r}: pass transfer=True if that is what you want to measure"
+            )
+        net = self.classifier(classifier)
+        self._refuse_seen(net, adversarial.split)
+        start = time.perf_counter()
+        fields = measure(net, defense, adversarial)
+        known: dict[str, Any] = (
+            {"name": "none"} if defense is None else self._known.get(defense, {})
+        )
+        record = Record(
+            dataset=self.data.name,
+            fingerprint=self.data.fingerprint,
+            profile=self.profile.name,
+            classifier=classifier,
+            defense=known.get("name", type(defense).__name__),
+            defense_settings=known.get("settings", {}),
+            saw_attack_in_training=adversarial.attack in known.get("attacks", []),
+            attack=adversarial.attack,
+            attack_settings=dict(adversarial.attack_settings),
+            knowledge="f",  # attacks here know the classifier and nothing of the defence
+            access="gradients",
+            seed=self.seed,
+            seconds=time.perf_counter() - start,
+            passes=None,
+            device=str(self.device),
+            versions=versions(),
+            git=git_commit(),
+            warnings=_warnings(fields),
+            **fields,
+        )
+        path = os.environ.get("UNFOOL_RECORDS") or REPO / "results" / "local" / "records.jsonl"
+        record = append_record(record, Path(path))
+        self.records.append(record)
+        return record
+
+    # --- what is shown ---
+
+    def check(self, claim: str, holds: bool | Tensor, *, always: bool = False) -> None:
+        """Assert a claim of the text and print one stable line.
+
+        In the profile `smoke` everything is too small for claims about accuracy; there it prints
+        "seen" instead of asserting, unless `always` says that the claim holds at any size.
+
+        Raises:
+            AssertionError: the claim does not hold.
+        """
+        if not (self.profile.claims_hold or always):
+            print(f"check seen {claim}")
+        elif bool(holds):
+            print(f"check ok   {claim}")
+        else:
+            raise AssertionError(f"this does not hold here: {claim}")
+
+    def show(self, figure: Figure) -> None:
+        """Display a figure with its alt text, and print its caption."""
+        from IPython.display import display
+
+        display(
+            {"image/png": figure.png(), "text/plain": figure.alt},
+            metadata={"image/png": {"alt": figure.alt}},
+            raw=True,
+        )
+        print(f"Figure: {figure.caption}")
+
+    # --- how it is built ---
+
+    def _trained(self, name: str, relu_logits: bool) -> tuple[nn.Module, dict[str, Any]]:
+        net = classifiers.build(
+            name, self.data.shape, len(self.data.classes), seed=self.seed, relu_logits=relu_logits
+        )
+        recipe = training.recipe_for(name)
+        images = self.profile.classifier_images or len(self.data.train)
+        config: dict[str, Any] = {
+            "name": f"{name}{'-relu' if relu_logits else ''}-{self.data.name}",
+            "classifier": name,
+            "relu_logits": relu_logits,
+            "dataset": self.dataset,
+            "fingerprint": self.data.fingerprint,
+            "images": min(images, len(self.data.train)),
+            "epochs": self.profile.classifier_epochs,
+            "recipe": asdict(recipe),
+            "seed": self.seed,
+            "version": [classifiers.VERSION, training.VERSION, self.device.type],
+        }
+        part = self.data.train.first(config["images"])
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            net.to(self.device)
+            return net, training.train_classifier(
+                net, part.images, part.labels, recipe, epochs=config["epochs"], seed=self.seed,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("classifier", config, net, fit)
+        return net, known | {"name": name, "trained_on": self.dataset}
+
+    def _purifier(
+        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings
+    ) -> nn.Module:
+        net = self.classifier(classifier)
+        config = {
+            "name": f"pix2pix-{classifier}-{self.data.name}",
+            "classifier": self._known[net]["key"],
+            "fingerprint": self.data.fingerprint,
+            "attacks": [asdict(attack) for attack in seen],
+            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [
+                pix2pix.VERSION, training.VERSION, self.device.type,
+                *(attacks.VERSIONS[a.name] for a in seen),
+            ],
+        }  # fmt: skip
+        generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            x, y = self.pairs(seen, classifier=classifier)
+            return pix2pix.train(
+                x, y, settings, seed=self.seed, device=self.device,
+                guide=pix2pix.agrees_with_clean(net) if settings.mu else None,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("purifier", config, generator, fit)
+        generator.to(self.device).eval()
+        self._known[generator] = known | {
+            "name": "pix2pix",
+            "settings": asdict(settings),
+            "attacks": [attack.name for attack in seen],
+        }
+        return generator
+
+    def pairs(
+        self, seen: Sequence[AttackSettings], *, classifier: str = "anet"
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pairs (adversarial, clean) that a purifier is trained on, all attacks pooled.
+
+        The sign family gives a pair for every image; of other attacks, those that succeeded.
+        """
+        xs, ys = [], []
+        for attack in seen:
+            made = self.adversarial_set(attack, classifier=classifier, split="train")
+            keep = (
+                torch.ones_like(made.success)
+                if attack.name in attacks.SIGN_FAMILY
+                else made.success
+            )
+            xs.append(made.x_adv[keep])
+            ys.append(made.x[keep])
+        return torch.cat(xs), torch.cat(ys)
+
+    def _from_store(
+        self, kind: str, config: Mapping[str, Any], module: nn.Module,
+        fit: Callable[[Path, Any], tuple[nn.Module, training.History]],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Load `module` from the store, training it first where it is not there."""
+
+        def build(folder: Path) -> None:
+            with shown(f"training {config['name']}") as progress:
+                trained, history = fit(folder / "checkpoint.safetensors", progress)
+            save_tensors(folder / "weights.safetensors", trained.state_dict(), {"history": history})
+
+        size = 20 * sum(p.numel() for p in module.parameters())  # weights, Adam's two, a spare copy
+        with shown(str(config["name"])) as progress:
+            folder = self.store.get(kind, config, build, needs_bytes=size, progress=progress)
+        tensors, metadata = load_tensors(folder / "weights.safetensors")
+        module.load_state_dict(tensors)
+        return {"key": artifact_key(config), "history": metadata["history"]}
+
+    def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
+        tensors, made = load_tensors(WEIGHTS / f"{name}.safetensors")
+        if tuple(made["shape"]) != self.data.shape:
+            raise ValueError(
+                f"{name} takes images of shape {tuple(made['shape'])}, but {self.data.name} has "
+                f"{self.data.shape}"
+            )
+        net = classifiers.build(made["classifier"], self.data.shape, made["classes"])
+        # Committed weights are bfloat16 to be small; they are used in float32.
+        net.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        )
+        return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
+
+    def _attack(
+        self, net: nn.Module, wanted: AttackSettings, part: Split, progress: Any
+    ) -> dict[str, Tensor]:
+        x, y = part.images, part.labels
+        generator = torch.Generator().manual_seed(self.seed)
+        x_adv = ATTACKS[wanted.name](
+            net, x.to(self.device), y.to(self.device),
+            generator=generator, progress=progress, **wanted.settings,
+        ).cpu()  # fmt: skip
+        attacked = predict(net, x) == y
+        success = attacked & (predict(net, x_adv) != y)
+        return {"x_adv": x_adv, "attacked": attacked, "success": success}
+
+    def _settings(self, attack: str | AttackSettings, override: dict[str, Any]) -> AttackSettings:
+        if isinstance(attack, AttackSettings):
+            return replace(attack, settings={**attack.settings, **override})
+        papers = {a.name: a.settings for a in paper_attacks(self.dataset)}
+        return AttackSettings(attack, {**papers.get(attack, {}), **override})
+
+    def _refuse_seen(self, net: nn.Module, split: str) -> None:
+        if split == "test":
+            check_unseen(self._known[net]["trained_on"], self.dataset)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device asked for; "auto" is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none: nothing falls back in silence.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: choose auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r} was asked for, but torch sees no GPU: use device='cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name!r} was asked for, but there are {torch.cuda.device_count()} GPUs"
+        )
+    return device
+
+
+def committed_weights() -> list[str]:
+    """Return the names of the weights that ship with the course."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a record names."""
+    return {"unfool": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def git_commit() -> str:
+    """Return the checkout's commit, with "+" when files differ from it; empty outside of git."""
+    command = ["git", "-C", str(REPO), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _warnings(fields: Mapping[str, Any]) -> list[str]:
+    found = []
+    if fields["n_success"] < 30:
+        found.append(f"only {fields['n_success']} successful attacks: recovered accuracy is coarse")
+    if fields["attack_success"] < 0.5:
+        found.append(
+            "the attack fools less than half of the images: a weak attack flatters a defence"
+        )
+    return found
