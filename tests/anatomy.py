@@ -10,11 +10,14 @@ import base64
 import json
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
+from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
 
 from unfool.notebooks import WIDGET, outputs
 
@@ -36,6 +39,15 @@ NETWORK = {"urllib", "requests", "http", "socket", "ftplib", "aiohttp", "httpx"}
 
 
 # -------------------------------------------------------------------------------------- helpers
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook as it is: what nbformat would repair with a warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MissingIDFieldWarning)
+        warnings.simplefilter("error", DuplicateCellId)
+        nb: NotebookNode = nbformat.read(path, as_version=4)
+    return nb
 
 
 def tags(cell: NotebookNode) -> list[str]:

@@ -359,3 +359,9 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_profiles_offered_are_those_there_are() -> None:
+    from unfool import profiles
+
+    assert tuple(profiles.PROFILES) == cli.PROFILES

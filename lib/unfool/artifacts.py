@@ -33,6 +33,7 @@ from unfool.progress import Progress, silent
 
 REPO = Path(__file__).resolve().parents[2]
 SCRATCH = "checkpoint"  # files of a builder whose name starts so are its own and are not sealed
+PART = ".part"  # ends the temporary name of a file that is being written
 SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
 
@@ -102,6 +103,9 @@ class Store:
     ) -> None:
         workshop = self.root / "building" / f"{kind}.{key}"
         self._make(workshop)
+        # A kill in the middle of a write, or between the seal and the rename, leaves these.
+        for path in [*workshop.glob(f".*{PART}"), *workshop.glob("manifest.json")]:
+            path.unlink()
         try:
             build(workshop)
             for path in workshop.glob(f"{SCRATCH}*"):
@@ -136,16 +140,17 @@ class Store:
 
     def _fault(self, folder: Path) -> str:
         try:
-            files = self.manifest(folder)["files"]
-        except (OSError, ValueError, KeyError):
+            files = self.manifest(folder)["files"].items()
+            expected = [(name, file["size"], file["sha256"]) for name, file in files]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "manifest.json is missing or unreadable"
-        for name, expected in files.items():
+        for name, size, sha256 in expected:
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-            if sha256_of(path) != expected["sha256"]:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if sha256_of(path) != sha256:
                 return f"{name} has another checksum than when it was made"
         return ""
 
@@ -237,7 +242,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
     return Path(name)
 

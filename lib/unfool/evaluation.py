@@ -58,28 +58,35 @@ class AdversarialSet:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Return the class with the largest logit, (N,) int64, on the CPU; the model in eval mode.
+def outputs(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Return `model(images)` on the CPU, computed in eval mode, without gradient, in chunks.
 
     `images` may lie elsewhere than the model: they are moved chunk by chunk. On a GPU that runs out
     of memory the chunk is halved until it fits.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return _predict(model, images, chunk)
+        return _outputs(model, images, chunk)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
-def _predict(model: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Return the class with the largest logit, (N,) int64, on the CPU; see `outputs`."""
+    if len(images) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    return outputs(model, images, chunk=chunk).argmax(dim=1)
+
+
+def _outputs(model: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
     parameter = next(model.parameters(), None)
     device = images.device if parameter is None else parameter.device
     chunk = chunk or (CPU_CHUNK if device.type == "cpu" else 4096)
     while True:
         try:
-            parts = [model(part.to(device)).argmax(dim=1).cpu() for part in images.split(chunk)]
-            return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+            return torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
         except torch.cuda.OutOfMemoryError:
             if chunk == 1:
                 raise

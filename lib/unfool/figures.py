@@ -1,8 +1,8 @@
 """Every picture of the course, from tensors or records; nothing is computed here but layout.
 
-Each function returns a `Figure` with `alt` (what it shows, in words, for those who can't see it; its
-numbers in it are compared when a notebook is replayed) and `caption` (one line under it). Nothing is
-told by colour alone: marks, labels and line styles say it too.
+Each function returns a `Figure` with `alt` (what it shows, in words, for who can't see it; its
+numbers are compared when a notebook is replayed) and `caption` (one line under it). Nothing is told
+by colour alone: marks, labels and line styles say it too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
 from torch import Tensor
+
+from unfool.evaluation import Record
 
 INK, QUIET, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 RIGHT, WRONG = "#0b7a75", "#c1440e"
@@ -86,21 +88,27 @@ def images(
     captions: Mapping[str, Sequence[str]] | None = None,
     right: Mapping[str, Sequence[bool]] | None = None,
     signed: Iterable[str] = (),
-    alt: str,
+    alt: str = "",
     caption: str,
 ) -> Figure:
     """Draw rows of images, each row with its name at the left.
 
     Args:
         rows: name -> images (K, C, H, W) in [0, 1]; equal K.
-        captions: name -> K short texts under the images, such as the classifier's verdicts.
+        captions: name -> K short texts under the images.
         right: name -> K flags: a caption is marked with a tick or a cross and coloured.
-        signed: names of rows that hold perturbations: any sign, black is down, white up.
-        alt, caption: see `Figure`.
+        signed: names of rows that hold perturbations: any sign, grey is none.
+        alt: see `Figure`; by default the rows' names and captions.
+        caption: see `Figure`.
     """
+    captions, right = captions or {}, right or {}
+    alt = alt or "; ".join(
+        f"{len(batch)} images, {name}"
+        + (f": {', '.join(captions[name])}" if name in captions else "")
+        for name, batch in rows.items()
+    )
     columns = len(next(iter(rows.values())))
-    has_captions = [name in (captions or {}) for name in rows]
-    heights = [1.28 if c else 1.0 for c in has_captions]
+    heights = [1.28 if name in captions else 1.0 for name in rows]
     figure = _new(1.35 + 0.95 * columns, 0.95 * sum(heights) + 0.1, alt, caption)
     axes = figure.subplots(
         len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights}
@@ -108,12 +116,42 @@ def images(
     for line, (name, batch) in zip(axes, rows.items(), strict=True):
         for k, axis in enumerate(line):
             _image(axis, batch[k], name in signed)
-            if captions and name in captions:
-                _verdict(
-                    axis, captions[name][k], right[name][k] if right and name in right else None
-                )
+            if name in captions:
+                _verdict(axis, captions[name][k], right[name][k] if name in right else None)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
     return figure
+
+
+def verdicts(
+    rows: Mapping[str, Tensor],
+    read: Mapping[str, Tensor],
+    truth: Tensor,
+    classes: Sequence[str],
+    *,
+    signed: Iterable[str] = (),
+    caption: str,
+) -> Figure:
+    """Draw rows of images with what a classifier reads under each, marked right or wrong.
+
+    Args:
+        rows: name -> images (K, C, H, W) in [0, 1].
+        read: name -> predicted classes (K,); rows without are drawn without verdict.
+        truth: true classes (K,).
+        classes: names of the classes.
+        signed, caption: see `images`.
+    """
+    return images(
+        rows,
+        captions={name: [classes[int(c)] for c in got] for name, got in read.items()},
+        right={name: (got.cpu() == truth.cpu()).tolist() for name, got in read.items()},
+        signed=signed,
+        alt="; ".join(
+            f"{name}: read as {', '.join(classes[int(c)] for c in got)}"
+            for name, got in read.items()
+        )
+        + f"; true: {', '.join(classes[int(c)] for c in truth)}",
+        caption=caption,
+    )
 
 
 def _image(axis: Axes, image: Tensor, signed: bool) -> None:
@@ -149,7 +187,6 @@ def lines(
     ylabel: str,
     percent: bool = True,
     marks: Mapping[float, str] | None = None,
-    alt: str,
     caption: str,
 ) -> Figure:
     """Draw one curve per series, labelled at its end, with its interval as a band.
@@ -161,8 +198,12 @@ def lines(
         xlabel, ylabel: with units.
         percent: show the y axis from 0 to 100 %.
         marks: x position -> text of a dotted vertical line.
-        alt, caption: see `Figure`.
+        caption: see `Figure`.
     """
+    spell = "{:.1%}" if percent else "{:.3g}"
+    alt = f"{ylabel} against {xlabel} = {', '.join(f'{v:g}' for v in x)}. " + "; ".join(
+        f"{name}: {', '.join(spell.format(v) for v in values)}" for name, values in series.items()
+    )
     figure = _new(6.6, 3.6, alt, caption)
     axis = figure.subplots()
     scale = 100 if percent else 1
@@ -196,7 +237,6 @@ def intervals(
     rows: Sequence[str],
     panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
     *,
-    alt: str,
     caption: str,
 ) -> Figure:
     """Draw shares with their intervals as dots with whiskers, one panel per measure.
@@ -204,8 +244,12 @@ def intervals(
     Args:
         rows: names, such as defences, from top to bottom.
         panels: title -> (share, low, high) in [0, 1] for each row, or None where undefined.
-        alt, caption: see `Figure`.
+        caption: see `Figure`.
     """
+    alt = "; ".join(
+        f"{title}: " + ", ".join(f"{row} {_spelt(v)}" for row, v in zip(rows, values, strict=True))
+        for title, values in panels.items()
+    )
     figure = _new(2.9 * len(panels) + 0.8, 0.5 * len(rows) + 0.95, alt, caption)
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
@@ -232,6 +276,37 @@ def intervals(
     return figure
 
 
+def _spelt(value: tuple[float, float, float] | None) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value[0]:.1%} ({value[1]:.1%} to {value[2]:.1%})"
+
+
+def defenses(records: Mapping[str, Record], *, caption: str = "") -> Figure:
+    """Draw the three accuracies of records, by name of the defence, with their 95 % intervals."""
+    panels: dict[str, list[tuple[float, float, float] | None]] = {
+        "recovered": [
+            None
+            if r.recovered_accuracy is None
+            else (r.recovered_accuracy, r.recovered_low, r.recovered_high)
+            for r in records.values()
+        ],
+        "end to end": [
+            (r.end_to_end_accuracy, r.end_to_end_low, r.end_to_end_high) for r in records.values()
+        ],
+        "defended clean": [
+            (r.defended_clean_accuracy, r.defended_clean_low, r.defended_clean_high)
+            for r in records.values()
+        ],
+    }
+    one = next(iter(records.values()))
+    default = (
+        f"three accuracies with 95 % intervals; {one.attack} fooled {one.n_success} of "
+        f"{one.n_attacked} attacked images."
+    )
+    return intervals(list(records), panels, caption=caption or default)
+
+
 @_styled
 def bars(
     names: Sequence[str],
@@ -240,10 +315,13 @@ def bars(
     highlight: int | None = None,
     xlabel: str,
     percent: bool = True,
-    alt: str,
     caption: str,
 ) -> Figure:
     """Draw one horizontal bar per name; `highlight` is drawn hatched and in the warning colour."""
+    spell = "{:.1%}" if percent else "{:.3g}"
+    alt = f"{xlabel}: " + ", ".join(
+        f"{name} {spell.format(value)}" for name, value in zip(names, values, strict=True)
+    )
     figure = _new(5.2, 0.28 * len(names) + 0.8, alt, caption)
     axis = figure.subplots()
     shown = [100 * v if percent else v for v in values]
@@ -265,38 +343,19 @@ def bars(
 
 
 @_styled
-def heatmap(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *,
-    xlabel: str, ylabel: str, alt: str, caption: str,
-) -> Figure:  # fmt: skip
-    """Draw a matrix of counts or numbers, each printed in its cell."""
-    import seaborn
-
-    figure = _new(0.52 * len(columns) + 1.6, 0.42 * len(rows) + 1.0, alt, caption)
-    axis = figure.subplots()
-    seaborn.heatmap(
-        values, annot=True, fmt="g", cmap="Blues", cbar=False, linewidths=0.6, ax=axis,
-        xticklabels=columns, yticklabels=rows, annot_kws={"fontsize": 8},
-    )  # fmt: skip
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
-    axis.tick_params(length=0, labelcolor=INK, rotation=0)
-    return figure
-
-
-@_styled
-def unet(shapes: Sequence[tuple[str, tuple[int, int, int]]], *, alt: str, caption: str) -> Figure:
+def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
     """Draw a U-Net from the shapes (C, H, W) that its blocks put out, halving then doubling.
 
     Args:
-        shapes: (name, shape) in order: input, the downs, the ups, output.
-        alt, caption: see `Figure`.
+        shapes: in order: input, the downs, the ups, output.
+        caption: see `Figure`.
     """
-    figure = _new(7.6, 3.5, alt, caption)
+    alt = "U-Net, input to output: " + " → ".join("×".join(map(str, shape)) for shape in shapes)
+    figure = _new(7.6, 3.3, alt, caption)
     axis = figure.subplots()
     middle = len(shapes) // 2
     centres = []
-    for k, (_name, (channels, height, _)) in enumerate(shapes):
+    for k, (channels, height, _) in enumerate(shapes):
         level = min(k, len(shapes) - 1 - k)
         tall, wide = 0.35 + 0.09 * height, 0.16 + 0.055 * np.log2(channels + 1)
         y = -0.62 * level
@@ -317,9 +376,9 @@ def unet(shapes: Sequence[tuple[str, tuple[int, int, int]]], *, alt: str, captio
             arrowprops={"arrowstyle": "->", "ls": "--", "color": WRONG, "lw": 1.2},
         )  # fmt: skip
     axis.annotate("skip connections", (middle, 0.1), ha="center", color=WRONG, fontsize=9)
-    axis.annotate(shapes[0][0], (0, 1.85), ha="center", fontweight="bold")
-    axis.annotate(shapes[-1][0], (len(shapes) - 1, 1.85), ha="center", fontweight="bold")
+    axis.annotate("adversarial", (0, 1.75), ha="center", fontweight="bold")
+    axis.annotate("purified", (len(shapes) - 1, 1.75), ha="center", fontweight="bold")
     axis.set_xlim(-0.8, len(shapes) - 0.2)
-    axis.set_ylim(-0.62 * middle - 1.1, 2.3)
+    axis.set_ylim(-0.62 * middle - 0.75, 2.0)
     axis.set_axis_off()
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,13 +54,15 @@ def check_images(x: Tensor) -> None:
 def check_labels(y: Tensor, x: Tensor, name: str = "y") -> None:
     """Refuse what is no class index per image of x."""
     if not isinstance(y, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(y).__name__}")
-    if y.is_floating_point() and y.ndim == 2:
+        raise TypeError(
+            f"{name} must be a torch.Tensor, not {type(y).__name__}: use torch.as_tensor({name})"
+        )
+    if y.ndim == 2 and y.shape[1] > 1:
         raise TypeError(f"{name} looks one-hot {tuple(y.shape)}: use {name}.argmax(1)")
     if y.dtype != torch.int64:
         raise TypeError(f"{name} must be int64 class indices, not {y.dtype}: use {name}.long()")
     if y.shape != x.shape[:1]:
-        hint = f": use {name}.squeeze(1)" if y.ndim == 2 and y.shape[1] == 1 else ""
+        hint = f": use {name}.squeeze(1)" if y.ndim == 2 else ": one class index per image"
         raise ValueError(f"{name} must have shape ({len(x)},), not {tuple(y.shape)}{hint}")
     if y.device != x.device:
         raise ValueError(f"{name} is on {y.device} and x on {x.device}: move one with .to(device)")
@@ -67,10 +70,21 @@ def check_labels(y: Tensor, x: Tensor, name: str = "y") -> None:
 
 @torch.no_grad()
 def count_classes(model: nn.Module, x: Tensor) -> int:
-    """Return the number of logits, found by looking at one image."""
+    """Return the number of logits, found by looking at one image; warn of outputs that are none."""
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device != x.device:
+        raise ValueError(
+            f"the model is on {parameter.device} and x on {x.device}: move one with .to(device)"
+        )
     logits = model(x[:1])
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (N, classes), not {tuple(logits.shape)}")
+    if logits.min() >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
+        warnings.warn(
+            "the model's outputs are >= 0 and sum to 1, like probabilities; attacks need logits: "
+            "leave out its last Softmax",
+            stacklevel=4,
+        )
     return int(logits.shape[1])
 
 

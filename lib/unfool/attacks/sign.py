@@ -67,21 +67,23 @@ def fgsm(
     done: list[Tensor] = []
     with frozen(model):
         if len(x):
-            check_range(aim, count_classes(model, x))
+            classes = count_classes(model, x)
+            check_range(y, classes)
+            check_range(aim, classes, "y" if target is None else "target")
         for start in range(0, len(x), chunk):
             rows = slice(start, start + chunk)
             gradient = loss_gradient(model, x[rows], aim[rows])
-            done.append((x[rows] + sign * eps * gradient.sign()).clamp(0, 1))
+            done.append((x[rows].detach() + sign * eps * gradient.sign()).clamp(0, 1))
             if progress is not None:
                 progress(min(start + chunk, len(x)), len(x), "fgsm")
-    return torch.cat(done) if done else x.clone()
+    return torch.cat(done) if done else x.detach().clone()
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of each image's own cross-entropy with respect to its pixels.
 
-    (N, C, H, W) like x. The losses are summed, not averaged: image i's gradient then depends on image
-    i alone, and not on the size of its batch.
+    (N, C, H, W) like x. The losses are summed, not averaged, so that image i's gradient
+    depends on image i alone and not on the size of its batch.
     """
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():

@@ -1,0 +1,336 @@
+"""Attacks: equal to an independent implementation, inside their ball, kind to the caller's model."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cleverhans.torch.attacks.fast_gradient_method import fast_gradient_method
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from unfool.attacks import ATTACKS, SIGN_FAMILY, VERSIONS, AttackSettings, fgsm, paper_attacks
+
+CLASSES = 3
+
+
+def network(channels: int = 1, size: int = 8, seed: int = 0) -> nn.Module:
+    """A random classifier with batch norm and dropout, its modules in mixed modes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(channels, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Tanh(), nn.Flatten(),
+            nn.Dropout(0.5), nn.Linear(5 * size * size, 16), nn.Tanh(), nn.Linear(16, CLASSES),
+        )  # fmt: skip
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+def batch(n: int = 6, channels: int = 1, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, channels, size, size, generator=generator)
+    return x, torch.randint(0, CLASSES, (n,), generator=generator)
+
+
+def next_class(y: Tensor) -> Tensor:
+    return (y + 1) % CLASSES
+
+
+# --- what it computes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("eps", [0.01, 0.15, 1.0])
+def test_fgsm_equals_cleverhans(channels: int, targeted: bool, eps: float) -> None:
+    net, (x, y) = network(channels).eval(), batch(40, channels)
+    target = next_class(y) if targeted else None
+    theirs = fast_gradient_method(
+        net, x, eps, np.inf, clip_min=0.0, clip_max=1.0,
+        y=y if target is None else target, targeted=targeted,
+    ).detach()  # fmt: skip
+    ours = fgsm(net, x, y, eps=eps, target=target)
+    assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
+    assert not torch.allclose(fgsm(net, x, next_class(y), eps=eps, target=None), theirs) or targeted
+
+
+def test_fgsm_by_hand() -> None:
+    """On a linear model the gradient is known: the other class's weights minus the true one's."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    weight = torch.tensor([[1.0, -1.0, 0.0, 3.0], [0.0, 1.0, 0.0, 3.5]])
+    net[1].weight.data, net[1].bias.data = weight, torch.zeros(2)
+    x = torch.tensor([0.5, 0.5, 0.5, 0.5]).view(1, 1, 2, 2)
+    got = fgsm(net, x, torch.tensor([0]), eps=0.2)
+    assert torch.allclose(got.flatten(), torch.tensor([0.3, 0.7, 0.5, 0.7]), atol=1e-7)
+    aimed = fgsm(net, x, torch.tensor([1]), eps=0.2, target=torch.tensor([0]))
+    assert torch.allclose(aimed.flatten(), torch.tensor([0.7, 0.3, 0.5, 0.3]), atol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 5), channels=st.sampled_from([1, 3]), size=st.integers(1, 9),
+    eps=st.floats(0, 1.5), seed=st.integers(0, 99), black_and_white=st.booleans(),
+)  # fmt: skip
+def test_results_lie_in_the_ball_and_in_the_unit_range(
+    n: int, channels: int, size: int, eps: float, seed: int, black_and_white: bool
+) -> None:
+    net, (x, y) = network(channels, size, seed), batch(n, channels, size, seed)
+    x = x.round() if black_and_white else x
+    before = x.clone()
+    got = fgsm(net, x, y, eps=eps)
+    assert got.shape == x.shape
+    assert got.dtype == x.dtype
+    assert 0 <= float(got.min()) <= float(got.max()) <= 1
+    assert float((got - x).abs().max()) <= eps + 1e-6
+    assert torch.equal(x, before)
+
+
+def test_most_pixels_use_the_whole_budget() -> None:
+    """Negative control of the ball: an attack that does nothing would lie in it, too."""
+    x, y = batch(8)
+    moved = (fgsm(network(), x, y, eps=0.05) - x).abs()
+    inside = (x > 0.05) & (x < 0.95)
+    assert float((moved[inside] > 0.049).float().mean()) > 0.99
+
+
+def test_the_loss_goes_up_or_towards_the_target_down() -> None:
+    net, (x, y) = network().eval(), batch(64)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(net(images), labels, reduction="none").detach()
+
+    assert (loss(fgsm(net, x, y, eps=0.02), y) > loss(x, y)).float().mean() > 0.95
+    aim = next_class(y)
+    aimed = fgsm(net, x, y, eps=0.02, target=aim)
+    assert (loss(aimed, aim) < loss(x, aim)).float().mean() > 0.95
+
+
+def test_eps_0_returns_the_images_in_new_memory() -> None:
+    x, y = batch()
+    got = fgsm(network(), x, y, eps=0.0)
+    assert torch.equal(got, x)
+    assert got.data_ptr() != x.data_ptr()
+
+
+def test_a_batch_of_one_equals_its_row_among_64() -> None:
+    net, (x, y) = network(), batch(64)
+    whole = fgsm(net, x, y)
+    for i in (0, 31, 32, 63):  # on both sides of a chunk's edge
+        assert torch.allclose(fgsm(net, x[i : i + 1], y[i : i + 1]), whole[i : i + 1], atol=1e-6)
+
+
+def test_permuting_the_batch_permutes_the_result() -> None:
+    net, (x, y) = network(), batch(64)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(fgsm(net, x[order], y[order]), fgsm(net, x, y)[order], atol=1e-6)
+
+
+def test_the_result_is_detached_wherever_it_is_called() -> None:
+    net, (x, y) = network(), batch()
+    usual = fgsm(net, x, y)
+    assert not usual.requires_grad
+    assert not fgsm(net, x.clone().requires_grad_(True), y).requires_grad
+    with torch.no_grad():
+        assert torch.equal(fgsm(net, x, y), usual)
+
+
+def test_an_empty_batch_comes_back_empty() -> None:
+    x, y = batch(0)
+    got = fgsm(network(), x, y)
+    assert got.shape == (0, 1, 8, 8)
+    assert got.dtype == torch.float32
+
+
+def test_the_random_state_stays_and_bits_repeat() -> None:
+    net, (x, y) = network(), batch()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = fgsm(net, x, y)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(9)
+    assert torch.equal(fgsm(net, x, y), first)
+
+
+def test_progress_counts_images() -> None:
+    told: list[tuple[int, int, str]] = []
+    x, y = batch(40)
+    fgsm(network(), x, y, progress=lambda *step: told.append(step))
+    assert told == [(32, 40, "fgsm"), (40, 40, "fgsm")]
+
+
+# --- the caller's model comes back as it was ------------------------------------------------------
+
+
+def state(net: nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [m.training for m in net.modules()],
+        "flags": [p.requires_grad for p in net.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
+        "values": {k: v.clone() for k, v in net.state_dict().items()},
+    }
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    grads = all(
+        (g is None) == (h is None) and (g is None or torch.equal(g, h))
+        for g, h in zip(a["grads"], b["grads"], strict=True)
+    )
+    values = all(torch.equal(v, b["values"][k]) for k, v in a["values"].items())
+    return grads and values and a["modes"] == b["modes"] and a["flags"] == b["flags"]
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_model_comes_back_as_it_was(name: str) -> None:
+    net, (x, y) = network(), batch()
+    net[5].weight.grad = torch.ones_like(net[5].weight)  # the caller's own
+    before = state(net)
+    assert len(set(before["modes"])) == 2  # mixed: a plain net.train() would not do
+    assert len(set(before["flags"])) == 2
+    ATTACKS[name](net, x, y)
+    assert same(state(net), before)
+
+
+class Fails(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.inner.training  # it was in eval mode by then
+        raise RuntimeError("out of something")
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_model_comes_back_after_an_error_inside_it(name: str) -> None:
+    net, (x, y) = Fails(network()), batch()
+    before = state(net)
+    with pytest.raises(RuntimeError, match="out of something"):
+        ATTACKS[name](net, x, y)
+    assert same(state(net), before)
+
+
+def test_the_comparison_of_states_sees_each_difference() -> None:
+    before = state(network())
+    for change in (
+        lambda net: net.eval(),
+        lambda net: net.requires_grad_(True),
+        lambda net: net[7].bias.data.add_(1),
+        lambda net: net[1].running_mean.add_(1),
+        lambda net: setattr(net[7].bias, "grad", torch.zeros(CLASSES)),
+    ):
+        net = network()
+        change(net)
+        assert not same(state(net), before)
+
+
+def test_a_model_in_train_mode_is_attacked_in_eval_mode() -> None:
+    net, (x, y) = network(), batch()
+    assert torch.equal(fgsm(net.train(), x, y), fgsm(net.eval(), x, y))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+Change = Callable[[Tensor, Tensor], dict[str, Any]]
+
+
+def first_pixel(x: Tensor, value: float) -> Tensor:
+    x = x.clone()
+    x[0, 0, 0, 0] = value
+    return x
+
+
+BAD: dict[str, tuple[Change, type[Exception], str]] = {
+    "pixels to 255": (lambda x, y: {"x": x * 255}, ValueError, r"spans \[.*25\d\].*divide by 255"),
+    "negative pixel": (
+        lambda x, y: {"x": first_pixel(x, -0.5)}, ValueError, r"spans \[-0\.5,.*normalisation",
+    ),
+    "uint8": (
+        lambda x, y: {"x": (x * 255).byte()}, TypeError, r"not torch\.uint8: use x\.float\(\) / 255",
+    ),
+    "float64": (lambda x, y: {"x": x.double()}, TypeError, r"float64: use x\.float\(\)$"),
+    "float16": (lambda x, y: {"x": x.half()}, TypeError, r"float16: use x\.float\(\)$"),
+    "NaN": (lambda x, y: {"x": first_pixel(x, float("nan"))}, ValueError, r"1 pixels .* NaN"),
+    "inf": (lambda x, y: {"x": first_pixel(x, float("inf"))}, ValueError, r"1 pixels .* infinite"),
+    "numpy x": (lambda x, y: {"x": x.numpy()}, TypeError, r"ndarray: use torch\.as_tensor\(x\)"),
+    "no batch dimension": (
+        lambda x, y: {"x": x[0]}, ValueError, r"not \(1, 8, 8\).*x\.unsqueeze\(0\)",
+    ),
+    "flat": (lambda x, y: {"x": x.flatten(1)}, ValueError, r"\(N, C, H, W\), not \(6, 64\)"),
+    "labels (N, 1)": (lambda x, y: {"y": y[:, None]}, ValueError, r"not \(6, 1\): use y\.squeeze"),
+    "one-hot int": (
+        lambda x, y: {"y": nn.functional.one_hot(y, CLASSES)}, (TypeError, ValueError),
+        r"\(6, 3\).*y\.argmax\(1\)",
+    ),
+    "one-hot float": (
+        lambda x, y: {"y": nn.functional.one_hot(y, CLASSES).float()}, (TypeError, ValueError),
+        r"\(6, 3\).*y\.argmax\(1\)",
+    ),
+    "too few labels": (lambda x, y: {"y": y[:-1]}, ValueError, r"shape \(6,\), not \(5,\)"),
+    "int32": (lambda x, y: {"y": y.int()}, TypeError, r"not torch\.int32: use y\.long\(\)"),
+    "numpy y": (lambda x, y: {"y": y.numpy()}, TypeError, r"ndarray.*torch\.as_tensor\(y\)"),
+    "label too large": (lambda x, y: {"y": y + CLASSES}, ValueError, r"y spans.*has 3 classes.*0 to 2"),
+    "label below 0": (lambda x, y: {"y": y - CLASSES}, ValueError, r"y spans \[-3.*0 to 2"),
+    "labels elsewhere": (lambda x, y: {"y": y.to("meta")}, ValueError, r"meta and x on cpu.*\.to\("),
+    "model elsewhere": (
+        lambda x, y: {"model": network().to("meta")}, ValueError, r"model is on meta.*x on cpu.*\.to\(",
+    ),
+    "eps < 0": (lambda x, y: {"eps": -0.1}, ValueError, r"must be >= 0, not -0\.1"),
+    "eps NaN": (lambda x, y: {"eps": float("nan")}, ValueError, r"must be >= 0, not nan"),
+    "target is label": (lambda x, y: {"target": y}, ValueError, r"equals y for 6 images.*another"),
+    "target too large": (
+        lambda x, y: {"target": y + CLASSES}, ValueError, r"target spans.*has 3 classes.*0 to 2",
+    ),
+    "target too short": (
+        lambda x, y: {"target": next_class(y)[:2]}, ValueError, r"target must have shape \(6,\)",
+    ),
+    "target int32": (
+        lambda x, y: {"target": next_class(y).int()}, TypeError, r"use target\.long\(\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_value_and_remedy(name: str) -> None:
+    change, kind, message = BAD[name]
+    x, y = batch()
+    arguments: dict[str, Any] = {"model": network(), "x": x, "y": y} | change(x, y)
+    model = arguments["model"]
+    modes = [m.training for m in model.modules()]
+    with pytest.raises(kind) as caught:
+        fgsm(**arguments)
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_probabilities_in_place_of_logits_are_warned_of() -> None:
+    x, y = batch()
+    with pytest.warns(UserWarning, match=r"sum to 1.*logits.*[Ss]oftmax"):
+        fgsm(nn.Sequential(network(), nn.Softmax(dim=1)), x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fgsm(network(), x, y)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_the_table_of_attacks_is_whole() -> None:
+    assert VERSIONS.keys() == ATTACKS.keys()
+    assert SIGN_FAMILY <= ATTACKS.keys()
+    with pytest.raises(ValueError, match=r"unknown attack 'fsgm': choose from .*fgsm"):
+        AttackSettings("fsgm")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "eps"), [("mnist", 0.15), ("mnist5k", 0.15), ("mnist-m", 0.1), ("cifar10", 0.1)]
+)
+def test_the_papers_settings(dataset: str, eps: float) -> None:
+    found = {attack.name: attack.settings for attack in paper_attacks(dataset)}
+    assert found["fgsm"] == {"eps": eps}
