@@ -182,7 +182,9 @@ from unfool.artifacts import Store
 
 root = Path(sys.argv[1])
 """
-BUILD_UNTIL_WAITED_FOR = START + """
+BUILD_UNTIL_WAITED_FOR = (
+    START
+    + """
 def build(folder):
     with (root.parent / "builds").open("a") as file:
         file.write("built\\n")
@@ -198,7 +200,10 @@ def progress(done, total, note):
 folder = Store(root).get("thing", {"name": "shared"}, build, progress=progress)
 print(folder, (folder / "data.bin").read_bytes().hex())
 """
-BUILD_FOR_EVER = START + """
+)
+BUILD_FOR_EVER = (
+    START
+    + """
 def build(folder):
     (folder / "checkpoint.bin").write_bytes(b"half")
     (folder / "data.bin").write_bytes(b"half")
@@ -207,6 +212,7 @@ def build(folder):
 
 Store(root).get("thing", {"name": "killed"}, build)
 """
+)
 
 
 def start(script: str, root: Path) -> subprocess.Popen[str]:

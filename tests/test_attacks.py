@@ -1,4 +1,4 @@
-"""Attacks: equal to an independent implementation, inside their ball, kind to the caller's model."""
+"""Attacks: equal to an independent implementation, inside their ball, kind to the model."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
         lambda x, y: {"x": first_pixel(x, -0.5)}, ValueError, r"spans \[-0\.5,.*normalisation",
     ),
     "uint8": (
-        lambda x, y: {"x": (x * 255).byte()}, TypeError, r"not torch\.uint8: use x\.float\(\) / 255",
+        lambda x, y: {"x": (x * 255).byte()}, TypeError, r"torch\.uint8: use x\.float\(\) / 255",
     ),
     "float64": (lambda x, y: {"x": x.double()}, TypeError, r"float64: use x\.float\(\)$"),
     "float16": (lambda x, y: {"x": x.half()}, TypeError, r"float16: use x\.float\(\)$"),
@@ -275,11 +275,16 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "too few labels": (lambda x, y: {"y": y[:-1]}, ValueError, r"shape \(6,\), not \(5,\)"),
     "int32": (lambda x, y: {"y": y.int()}, TypeError, r"not torch\.int32: use y\.long\(\)"),
     "numpy y": (lambda x, y: {"y": y.numpy()}, TypeError, r"ndarray.*torch\.as_tensor\(y\)"),
-    "label too large": (lambda x, y: {"y": y + CLASSES}, ValueError, r"y spans.*has 3 classes.*0 to 2"),
+    "label too large": (
+        lambda x, y: {"y": y + CLASSES}, ValueError, r"y spans.*has 3 classes.*0 to 2",
+    ),
     "label below 0": (lambda x, y: {"y": y - CLASSES}, ValueError, r"y spans \[-3.*0 to 2"),
-    "labels elsewhere": (lambda x, y: {"y": y.to("meta")}, ValueError, r"meta and x on cpu.*\.to\("),
+    "labels elsewhere": (
+        lambda x, y: {"y": y.to("meta")}, ValueError, r"y is on meta and x on cpu.*\.to\(",
+    ),
     "model elsewhere": (
-        lambda x, y: {"model": network().to("meta")}, ValueError, r"model is on meta.*x on cpu.*\.to\(",
+        lambda x, y: {"model": network().to("meta")}, ValueError,
+        r"model is on meta and x on cpu.*\.to\(",
     ),
     "eps < 0": (lambda x, y: {"eps": -0.1}, ValueError, r"must be >= 0, not -0\.1"),
     "eps NaN": (lambda x, y: {"eps": float("nan")}, ValueError, r"must be >= 0, not nan"),
@@ -323,7 +328,7 @@ def test_probabilities_in_place_of_logits_are_warned_of() -> None:
 
 def test_the_table_of_attacks_is_whole() -> None:
     assert VERSIONS.keys() == ATTACKS.keys()
-    assert SIGN_FAMILY <= ATTACKS.keys()
+    assert ATTACKS.keys() >= SIGN_FAMILY
     with pytest.raises(ValueError, match=r"unknown attack 'fsgm': choose from .*fgsm"):
         AttackSettings("fsgm")
 

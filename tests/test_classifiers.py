@@ -51,7 +51,7 @@ def leaves(net: nn.Module) -> list[nn.Module]:
 
 
 def described(net: nn.Module, shape: tuple[int, int, int]) -> list[str]:
-    """The layers of a chain in the notation of the paper's Table 1, seen as an image passes them."""
+    """The layers that an image passes, in the notation of the paper's Table 1."""
     lines: list[str] = []
 
     def see(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -152,7 +152,9 @@ def test_weights_come_from_the_seed_alone(name: str) -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'resnet2'.*choose from anet, bnet.*did you mean 'resnet"):
+    with pytest.raises(
+        ValueError, match=r"'resnet2'.*choose from anet, bnet.*did you mean 'resnet"
+    ):
         build("resnet2", GREY)
     with pytest.raises(ValueError, match="unknown classifier 'xyz'"):
         build("xyz", GREY)

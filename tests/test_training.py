@@ -6,6 +6,7 @@ Run as a script it is the process that is killed: `python test_training.py KIND 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -172,6 +173,17 @@ def test_a_last_batch_of_one_row_is_skipped(rows: int, sizes: list[int]) -> None
     assert len({row for batch in seen for row in batch}) == sum(sizes)  # none twice
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    net, seen = nn.Linear(1, 1), []
+
+    def step(batch: Tensor) -> dict[str, Tensor]:
+        seen.append(batch.tolist())
+        return {"loss": torch.zeros(())}
+
+    fit(step, {"net": net}, {}, [torch.arange(40.0)], epochs=3, batch_size=40)
+    assert len({tuple(order) for order in [*seen, sorted(seen[0])]}) == 4  # and none is sorted
+
+
 def test_rows_stay_together() -> None:
     net = nn.Linear(1, 1)
 
@@ -234,8 +246,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, one_thread: None) -
 def test_kill_9_then_again_ends_bit_equal(kind: str, tmp_path: Path, one_thread: None) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     command = [sys.executable, __file__, kind, str(checkpoint)]
+    path = os.pathsep.join([str(LIBRARY), os.environ.get("PYTHONPATH", "")])
     victim = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**_environment(), "OMP_NUM_THREADS": "1"}
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     assert victim.stdout is not None
     for line in victim.stdout:
@@ -246,13 +259,6 @@ def test_kill_9_then_again_ends_bit_equal(kind: str, tmp_path: Path, one_thread:
     assert victim.returncode != 0  # killed, not done
     assert len(load_tensors(checkpoint)[1]["history"]) in (2, 3)
     assert job(kind, checkpoint) == job(kind, None)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    path = os.pathsep.join([str(LIBRARY), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path}
 
 
 # --- it stops, it refuses -------------------------------------------------------------------------

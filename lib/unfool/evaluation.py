@@ -174,7 +174,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _discordant(right_a: Tensor, right_b: Tensor) -> tuple[int, int]:
-    if right_a.shape != right_b.shape or right_a.dtype != torch.bool:
+    if right_a.shape != right_b.shape or {right_a.dtype, right_b.dtype} != {torch.bool}:
         raise ValueError(
             "two bool tensors over the same images are compared, not "
             f"{right_a.dtype} {tuple(right_a.shape)} and {right_b.dtype} {tuple(right_b.shape)}"
@@ -302,9 +302,18 @@ def append_record(record: Record, path: Path) -> Record:
     stable = {k: v for k, v in body.items() if k not in ("seconds", "git", "versions", "device")}
     body["id"] = hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(body, sort_keys=True) + "\n"
     with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(body, sort_keys=True) + "\n")
+        file.write(line if _ends_whole(path) else f"\n{line}")
     return Record(**body)
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the file is empty or ends a line: a killed writer may have left half of one."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
 
 
 def read_records(path: Path) -> list[Record]:

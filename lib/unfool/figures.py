@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 
 import matplotlib
 import matplotlib.patches
+import matplotlib.style
 import numpy as np
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ class Figure(mpl.Figure):
     def png(self) -> str:
         """Return the picture as base64 text."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.style.context(["default", STYLE]):
             # No metadata: the same figure is the same bytes, whatever made it.
             self.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         return base64.b64encode(buffer.getvalue()).decode()
@@ -65,11 +66,11 @@ P = ParamSpec("P")
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the house style without touching matplotlib's global settings."""
+    """Draw in the house style, whatever matplotlib's global settings are, and leave those alone."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.style.context(["default", STYLE]):
             return draw(*args, **kwargs)
 
     return drawn

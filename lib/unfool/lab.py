@@ -333,7 +333,8 @@ class Lab:
                 *(attacks.VERSIONS[a.name] for a in seen),
             ],
         }  # fmt: skip
-        generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
             x, y = self.pairs(seen, classifier=classifier)
@@ -425,6 +426,37 @@ class Lab:
     def _refuse_seen(self, net: nn.Module, split: str) -> None:
         if split == "test":
             check_unseen(self._known[net]["trained_on"], self.dataset)
+
+
+def commit_weights(lab: Lab, classifier: str) -> Path:
+    """Write a trained classifier to `results/weights/CLASSIFIER-DATASET.safetensors`, as bfloat16.
+
+    The metadata say what it was made from and how well the rounded weights do on the test split.
+    """
+    net = lab.classifier(classifier)
+    small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    rounded = classifiers.build(classifier, lab.data.shape, len(lab.data.classes))
+    rounded.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in small.items()}
+    )
+    made = {
+        "classifier": classifier,
+        "dataset": lab.dataset,
+        "fingerprint": lab.data.fingerprint,
+        "shape": lab.data.shape,
+        "classes": len(lab.data.classes),
+        "profile": lab.profile.name,
+        "seed": lab.seed,
+        "recipe": asdict(training.recipe_for(classifier)),
+        "test_accuracy": accuracy(rounded, lab.data.test.images, lab.data.test.labels),
+        "history": lab.history(net),
+        "device": str(lab.device),
+        "versions": versions(),
+    }
+    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    path = WEIGHTS / f"{classifier}-{lab.data.name}.safetensors"
+    save_tensors(path, small, made)
+    return path
 
 
 def find_device(name: str) -> torch.device:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
 from torch.optim import Adam, Optimizer
 
+from unfool.attacks._guard import frozen
 from unfool.progress import Progress
 from unfool.training import History, fit
 
@@ -43,7 +44,6 @@ class Settings:
         mu: weight of the classifier-guided loss; 0 leaves it out.
         adversarial: False trains on L1 (and L_f) alone, without a discriminator.
         skips: False cuts the U-Net's skip connections.
-        identity: clean images are added as pairs (y, y), this many for every adversarial pair.
         epochs: passes over the pairs.
         batch_size: pairs per step (pix2pix: 1).
         rate: Adam's learning rate.
@@ -56,7 +56,6 @@ class Settings:
     mu: float = 0.0
     adversarial: bool = True
     skips: bool = True
-    identity: float = 0.0
     epochs: int = 20
     batch_size: int = 32
     rate: float = 2e-4
@@ -196,13 +195,15 @@ def train_step(
 def agrees_with_clean(classifier: nn.Module) -> Guide:
     """L_f of equation 10 as read here: cross-entropy of f(G(x)) to the class that f gives y.
 
-    `classifier` is frozen by `train`: only G learns.
+    `classifier` is frozen and in eval mode while it is asked, and comes back as it was: only G
+    learns.
     """
 
     def guide(purified: Tensor, clean: Tensor) -> Tensor:
-        with torch.no_grad():
-            label = classifier(clean).argmax(dim=1)
-        return cross_entropy(classifier(purified), label)
+        with frozen(classifier):
+            with torch.no_grad():
+                label = classifier(clean).argmax(dim=1)
+            return cross_entropy(classifier(purified), label)
 
     return guide
 
@@ -248,7 +249,6 @@ def train(
             discriminator = PatchGAN(
                 clean.shape[1], settings.discriminator_width, settings.patch_layers
             ).to(device)
-        extra = torch.randperm(len(clean))[: round(settings.identity * len(clean))]
     modules: dict[str, nn.Module] = {"generator": generator}
     if discriminator is not None:
         modules["discriminator"] = discriminator
@@ -267,7 +267,7 @@ def train(
         step,
         modules,
         optimizers,
-        [torch.cat([adversarial, clean[extra]]), torch.cat([clean, clean[extra]])],
+        [adversarial, clean],
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,

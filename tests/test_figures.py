@@ -1,0 +1,154 @@
+"""Figures: not blank, told in words, the same bytes each time, no global change."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+import sys
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unfool import figures
+from unfool.evaluation import Record
+from unfool.figures import Figure
+
+
+def pictures(n: int = 3, channels: int = 1) -> Tensor:
+    return torch.rand(n, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def record(recovered: float | None) -> Record:
+    three = {
+        f"{name}_{end}": value
+        for name in ("recovered", "end_to_end", "defended_clean")
+        for end, value in (("low", 0.4), ("high", 0.6))
+    }
+    return Record(
+        dataset="mnist5k", fingerprint="f", profile="smoke", classifier="anet", defense="none",
+        attack="fgsm", attack_settings={}, knowledge="f", access="gradients", seed=0, n_images=20,
+        n_attacked=18, n_success=12, attack_success=2 / 3, l0_median=1, l2_median=1, linf_median=1,
+        clean_accuracy=0.9, recovered_accuracy=recovered, end_to_end_accuracy=0.5,
+        defended_clean_accuracy=0.55, clean_difference=0, clean_difference_low=0,
+        clean_difference_high=0, targeted_outcome=None, rejected=0, seconds=1, passes=None,
+        device="cpu", versions={}, git="", warnings=[], **three,
+    )  # fmt: skip
+
+
+DRAW: dict[str, Callable[[], Figure]] = {
+    "images": lambda: figures.images(
+        {"clean": pictures(), "change": pictures() - 0.5}, captions={"clean": ["3", "5", "8"]},
+        right={"clean": [True, False, True]}, signed=["change"], caption="three digits",
+    ),
+    "images, colour": lambda: figures.images({"photo": pictures(2, 3)}, caption="two photographs"),
+    "verdicts": lambda: figures.verdicts(
+        {"clean": pictures(2), "attacked": pictures(2)},
+        {"attacked": torch.tensor([1, 0])}, torch.tensor([0, 0]), ("cat", "dog"), caption="pets",
+    ),
+    "lines": lambda: figures.lines(
+        [0.0, 0.1, 0.2], {"fgsm": [0.0, 0.5, 0.9], "noise": [0.0, 0.1, 0.125]},
+        intervals={"fgsm": [(0, 0.1), (0.4, 0.6), (0.8, 1)]}, xlabel="eps", ylabel="success",
+        marks={0.15: "the paper's"}, caption="success against eps",
+    ),
+    "intervals": lambda: figures.intervals(
+        ["nothing", "threshold"], {"recovered": [None, (0.5, 0.4, 0.625)]}, caption="two defences",
+    ),
+    "defenses": lambda: figures.defenses({"nothing": record(None), "threshold": record(0.25)}),
+    "bars": lambda: figures.bars(
+        ["3", "8"], [0.25, 0.75], highlight=1, xlabel="confidence", caption="what it believes",
+    ),
+    "unet": lambda: figures.unet(
+        [(1, 32, 32), (4, 16, 16), (8, 8, 8), (4, 16, 16), (1, 32, 32)], caption="down and up",
+    ),
+}  # fmt: skip
+
+WORDS = {
+    "images": ["3 images, clean: 3, 5, 8", "change"],
+    "images, colour": ["2 images, photo"],
+    "verdicts": ["attacked: read as dog, cat", "true: cat, cat"],
+    "lines": ["eps = 0, 0.1, 0.2", "fgsm: 0.0%, 50.0%, 90.0%", "noise"],
+    "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
+    "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
+    "bars": ["confidence: 3 25.0%, 8 75.0%"],
+    "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
+}
+
+
+def shown(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("L"), dtype=float)
+
+
+def blank(png: str) -> bool:
+    """Whether hardly a pixel differs from the background, or all of it is one colour."""
+    array = shown(png)
+    return float((array < 200).mean()) < 0.004
+
+
+def test_every_drawing_function_is_tested() -> None:
+    public = {
+        name
+        for name, value in inspect.getmembers(figures, inspect.isfunction)
+        if value.__module__ == figures.__name__ and not name.startswith("_")
+    }
+    assert public == {name.split(",")[0] for name in DRAW}
+    assert WORDS.keys() == DRAW.keys()
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_figure_shows_something_and_says_it_in_words(name: str) -> None:
+    figure = DRAW[name]()
+    assert isinstance(figure, Figure)
+    png = figure.png()
+    assert not blank(png)
+    assert min(shown(png).shape) >= 80
+    assert figure.caption
+    for words in WORDS[name]:
+        assert words in figure.alt
+
+
+def test_a_blank_picture_is_recognised() -> None:
+    empty = figures._new(4, 3, "nothing", "nothing")
+    assert blank(empty.png())
+    empty.subplots().set_axis_off()
+    assert blank(empty.png())
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_the_same_input_gives_the_same_bytes_and_moves_no_setting(name: str) -> None:
+    matplotlib.get_backend()  # resolved here, so that it does not count as a change
+    before = dict(matplotlib.rcParams)
+    first = DRAW[name]().png()
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context({"font.size": 22, "axes.facecolor": "black", "figure.dpi": 30}):
+        assert DRAW[name]().png() == first  # the reader's own settings have no say
+
+
+def test_another_input_gives_another_picture() -> None:
+    one = figures.bars(["3"], [0.25], xlabel="confidence", caption="c")
+    other = figures.bars(["3"], [0.5], xlabel="confidence", caption="c")
+    assert one.png() != other.png()
+    assert one.alt != other.alt
+
+
+def test_verdicts_are_told_without_colour() -> None:
+    labels = [
+        axis.get_xlabel()
+        for axis in DRAW["verdicts"]().axes
+        if axis.get_xlabel()
+    ]  # fmt: skip
+    assert labels == ["dog ✗", "cat ✓"]
+
+
+def test_drawing_opens_no_window_and_keeps_no_figure() -> None:
+    plots = sys.modules.get("matplotlib.pyplot")
+    before = plots.get_fignums() if plots else []
+    for draw in DRAW.values():
+        draw()
+    plots = sys.modules.get("matplotlib.pyplot")
+    assert (plots.get_fignums() if plots else []) == before

@@ -1,0 +1,337 @@
+"""`Lab`: unknown names, what it refuses to measure, the same bits each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unfool import classifiers
+from unfool import lab as lab_room
+from unfool.artifacts import Store, load_tensors, save_tensors
+from unfool.attacks import AttackSettings
+from unfool.evaluation import AdversarialSet, Record, predict, read_records
+from unfool.figures import bars
+from unfool.lab import Lab, commit_weights, committed_weights, find_device
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+class Built:
+    """All that a smoke notebook asks of a lab."""
+
+    def __init__(self, root: Path, seed: int = 0) -> None:
+        self.lab = Lab("smoke", seed=seed, store=Store(root))
+        self.net = self.lab.classifier("anet")
+        self.adversarial = self.lab.adversarial_set("fgsm")
+        pure = self.lab.defense("pix2pix")
+        assert pure is not None
+        self.pure = pure
+
+    def bits(self) -> dict[str, Tensor]:
+        weights = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        weights |= {f"pure.{k}": v for k, v in self.pure.state_dict().items()}
+        one = self.adversarial
+        return weights | {"x_adv": one.x_adv, "success": one.success, "attacked": one.attacked}
+
+    def record(self) -> Record:
+        return self.lab.evaluate(self.pure, self.adversarial)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab") / "store"
+
+
+@pytest.fixture(scope="module")
+def cold(root: Path) -> Iterator[Built]:
+    """A lab that found an empty store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNFOOL_PROGRESS", "off")
+        yield Built(root)
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+def test_a_warm_store_gives_the_bits_of_a_cold_one(
+    cold: Built, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this is in the store")
+
+    monkeypatch.setattr(lab_room.training, "train_classifier", never)
+    monkeypatch.setattr(lab_room.pix2pix, "train", never)
+    monkeypatch.setitem(lab_room.ATTACKS, "fgsm", never)
+    warm = Built(root)
+    assert same(warm.bits(), cold.bits())
+    one, other = warm.record(), cold.record()
+    assert one.id == other.id
+    assert warm.lab.history(warm.net) == cold.lab.history(cold.net)
+    assert replace(one, seconds=0) == replace(other, seconds=0)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    cold: Built, tmp_path: Path
+) -> None:
+    torch.rand(17)  # the global random state has no say
+    again = Built(tmp_path / "again")
+    assert same(again.bits(), cold.bits())
+    assert again.record().id == cold.record().id
+    other = Lab("smoke", seed=1, store=Store(tmp_path / "again")).adversarial_set("fgsm")
+    assert not torch.equal(other.x_adv, cold.adversarial.x_adv)
+
+
+def test_the_global_random_state_stays(cold: Built, root: Path) -> None:
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    Built(root)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_was_built_comes_in_eval_mode_and_is_kept(cold: Built) -> None:
+    assert cold.lab.classifier("anet") is cold.net
+    for module in [*cold.net.modules(), *cold.pure.modules()]:
+        assert not module.training
+    assert len(cold.lab.history(cold.net)) == cold.lab.profile.classifier_epochs
+    assert "loss" in cold.lab.history(cold.net)[0]
+
+
+def test_other_settings_are_another_artifact(cold: Built) -> None:
+    weak = cold.lab.adversarial_set("fgsm", eps=0.01)
+    assert weak.attack_settings == {"eps": 0.01}
+    assert float((weak.x_adv - weak.x).abs().max()) == pytest.approx(0.01, abs=1e-6)
+    assert cold.adversarial.attack_settings == {"eps": 0.15}
+    asked = cold.lab.adversarial_set(AttackSettings("fgsm", {"eps": 0.01}))
+    assert torch.equal(asked.x_adv, weak.x_adv)
+
+
+def test_the_adversarial_set_is_what_it_says(cold: Built) -> None:
+    one = cold.adversarial
+    assert len(one) == cold.lab.profile.images("fgsm", "test")
+    assert torch.equal(one.x, cold.lab.data.test.images[: len(one)])
+    assert torch.equal(one.attacked, predict(cold.net, one.x) == one.y)
+    assert torch.equal(one.success, one.attacked & (predict(cold.net, one.x_adv) != one.y))
+    assert (one.classifier, one.dataset, one.split) == ("anet", "mnist5k", "test")
+
+
+def test_progress_goes_to_the_file_asked_for(cold: Built) -> None:
+    cold.lab.adversarial_set("fgsm", eps=0.02)
+    log = Path(os.environ["UNFOOL_PROGRESS"])
+    assert "fgsm on anet, test: 16/16" in log.read_text("utf-8")
+
+
+# --- the record -----------------------------------------------------------------------------------
+
+SCHEMA_1 = """schema, id, dataset, fingerprint, profile, classifier, defense, attack,
+attack_settings, knowledge, access, seed, n_images, n_attacked, attack_success,
+l0_median, l2_median, linf_median,
+clean_accuracy, recovered_accuracy, recovered_low, recovered_high, end_to_end_accuracy,
+defended_clean_accuracy, rejected, targeted_outcome, seconds, passes, device, versions, git,
+warnings"""
+
+
+def test_a_record_has_every_field_of_schema_1(cold: Built) -> None:
+    record = cold.record()
+    path = Path(os.environ["UNFOOL_RECORDS"])
+    line = json.loads(path.read_text("utf-8").splitlines()[-1])
+    assert set(re.findall(r"\w+", SCHEMA_1)) <= line.keys()
+    assert read_records(path)[-1] == record == cold.lab.records[-1]
+    assert line["schema"] == 1
+    assert (line["dataset"], line["profile"], line["classifier"]) == ("mnist5k", "smoke", "anet")
+    assert (line["defense"], line["attack"]) == ("pix2pix", "fgsm")
+    assert line["fingerprint"] == cold.lab.data.fingerprint
+    assert line["saw_attack_in_training"] is True
+    assert line["seconds"] > 0
+    assert {"unfool", "torch", "python"} <= line["versions"].keys()
+    assert "only" in line["warnings"][0]  # 16 images are few
+
+
+def test_each_defence_is_named_in_its_record(cold: Built) -> None:
+    nothing = cold.lab.evaluate(cold.lab.defense("none"), cold.adversarial)
+    washed = cold.lab.evaluate(cold.lab.defense("threshold", level=0.4), cold.adversarial)
+    own = cold.lab.evaluate(nn.Identity(), cold.adversarial)
+    assert [r.defense for r in (nothing, washed, own)] == ["none", "threshold", "Identity"]
+    assert washed.defense_settings == {"level": 0.4}
+    assert not washed.saw_attack_in_training
+    assert nothing.recovered_accuracy == own.recovered_accuracy == 0
+    assert nothing.clean_difference == 0
+    assert len({r.id for r in (nothing, washed, own)}) == 3
+
+
+# --- names that are not there ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "classrom"}, "unknown profile 'classrom': choose from smoke, classroom"),
+        ({"dataset": "minst"}, "unknown data set 'minst'; did you mean 'mnist'"),
+        ({"seed": -1}, "seed must be >= 0, not -1"),
+        ({"device": "gpu"}, "unknown device 'gpu': choose auto, cpu or cuda"),
+    ],
+)
+def test_a_lab_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Lab(**{"profile": "smoke", **arguments})
+
+
+@NO_GPU
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_no_silent_cpu(device: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"device='{device}'.*torch sees no GPU: use device='cpu'"
+    ):
+        Lab("smoke", device=device)
+    assert find_device("auto") == torch.device("cpu")
+
+
+def test_unknown_names_list_those_there_are(cold: Built) -> None:
+    lab = cold.lab
+    for ask, message in [
+        (lambda: lab.classifier("annet"), "unknown classifier 'annet': choose from anet"),
+        (lambda: lab.defense("pix3pix"), "unknown defence 'pix3pix': choose from none, threshold"),
+        (lambda: lab.adversarial_set("fgms"), "unknown attack 'fgms': choose from fgsm"),
+        (lambda: lab.adversarial_set("fgsm", split="tset"), "unknown split 'tset': choose from tr"),
+        (lambda: lab.split("all"), "unknown split 'all'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ask()
+    with pytest.raises(TypeError, match="epsilon"):
+        lab.adversarial_set("fgsm", epsilon=0.1)
+
+
+# --- what must not be measured --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier": "bnet"}, "made on 'bnet', not on 'anet': pass transfer=True"),
+        ({"dataset": "mnist-m", "fingerprint": "x"}, "made from 'mnist-m', not from 'mnist5k'.*tr"),
+    ],
+)
+def test_a_set_of_others_needs_to_be_meant(
+    cold: Built, change: dict[str, str], message: str
+) -> None:
+    foreign: AdversarialSet = replace(cold.adversarial, **change)
+    with pytest.raises(ValueError, match=message):
+        cold.lab.evaluate(None, foreign)
+    assert cold.lab.evaluate(None, foreign, transfer=True).n_images == len(foreign)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of committed weights: one bfloat16 anet, by its word trained on two data sets."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setattr(lab_room, "WEIGHTS", folder)
+    net = classifiers.build("anet", (1, 28, 28), seed=3)
+    half = {k: v.bfloat16() for k, v in net.state_dict().items()}
+    for dataset in ("mnist", "mnist5k"):
+        made = {"classifier": "anet", "classes": 10, "shape": [1, 28, 28], "dataset": dataset}
+        save_tensors(folder / f"anet-{dataset}.safetensors", half, made | {"history": []})
+    return folder
+
+
+def test_a_model_that_has_seen_the_test_digits_is_refused(weights: Path, root: Path) -> None:
+    lab = Lab("smoke", store=Store(root))
+    honest = lab.adversarial_set("fgsm", classifier="anet-mnist5k")  # the control: same weights
+    assert 0 <= lab.accuracy("anet-mnist5k") <= 1
+    assert lab.evaluate(None, honest, classifier="anet-mnist5k").classifier == "anet-mnist5k"
+    for measured in (
+        lambda: lab.accuracy("anet-mnist"),
+        lambda: lab.adversarial_set("fgsm", classifier="anet-mnist"),
+        lambda: lab.evaluate(None, honest, classifier="anet-mnist", transfer=True),
+    ):
+        with pytest.raises(ValueError, match="'mnist' has seen the test digits of 'mnist5k'"):
+            measured()
+    assert len(lab.adversarial_set("fgsm", classifier="anet-mnist", split="train")) == 32
+
+
+def test_committed_weights_are_listed_and_used_in_float32(weights: Path, root: Path) -> None:
+    assert committed_weights() == ["anet-mnist", "anet-mnist5k"]
+    net = Lab("smoke", store=Store(root)).classifier("anet-mnist5k")
+    fresh = classifiers.build("anet", (1, 28, 28), seed=3).state_dict()
+    for name, tensor in net.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, fresh[name].bfloat16().float())
+    (weights / "anet-mnist.safetensors").unlink()
+    assert committed_weights() == ["anet-mnist5k"]
+
+
+def test_weights_are_committed_with_what_they_were_made_from(
+    cold: Built, weights: Path, root: Path
+) -> None:
+    for path in weights.iterdir():
+        path.unlink()
+    path = commit_weights(cold.lab, "anet")
+    tensors, made = load_tensors(path)
+    assert path == weights / "anet-mnist5k.safetensors"
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert (made["dataset"], made["fingerprint"]) == ("mnist5k", cold.lab.data.fingerprint)
+    lab = Lab("smoke", seed=5, store=Store(root))
+    assert lab.accuracy("anet-mnist5k") == made["test_accuracy"]  # seed 5 trains nothing
+
+
+def test_committed_weights_of_another_shape_are_refused(weights: Path, root: Path) -> None:
+    net = classifiers.build("anet", (3, 32, 32))
+    made = {"classifier": "anet", "classes": 10, "shape": [3, 32, 32], "dataset": "cifar10"}
+    save_tensors(weights / "anet-cifar10.safetensors", net.state_dict(), made)
+    with pytest.raises(ValueError, match=r"takes images of shape \(3, 32, 32\), but mnist5k has"):
+        Lab("smoke", store=Store(root)).classifier("anet-cifar10")
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def test_claims_are_asserted_where_they_can_hold(
+    cold: Built, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    smoke, classroom = cold.lab, Lab("classroom", store=Store(tmp_path / "none"))
+    smoke.check("the net is good", False)
+    smoke.check("seeds are equal", True, always=True)
+    classroom.check("the net is good", torch.tensor(True))
+    assert capsys.readouterr().out.splitlines() == [
+        "check seen the net is good",
+        "check ok   seeds are equal",
+        "check ok   the net is good",
+    ]
+    for lab, always in ((classroom, False), (smoke, True)):
+        with pytest.raises(AssertionError, match="does not hold here: the net is good"):
+            lab.check("the net is good", False, always=always)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_figure_is_shown_with_its_words(
+    cold: Built, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **more: shown.append((data, more)))
+    figure = bars(["3", "8"], [0.25, 0.75], xlabel="confidence", caption="what it believes")
+    cold.lab.show(figure)
+    ((data, more),) = shown
+    assert data == {"image/png": figure.png(), "text/plain": figure.alt}
+    assert more["metadata"] == {"image/png": {"alt": figure.alt}}
+    assert more["raw"] is True
+    assert capsys.readouterr().out == "Figure: what it believes\n"
+
+
+def test_the_setup_line_is_one_line_and_tells_no_path(cold: Built) -> None:
+    line = repr(cold.lab)
+    assert "\n" not in line
+    assert "/" not in line
+    for part in ("smoke", "mnist5k", "1x28x28", "seed 0", "cpu"):
+        assert part in line

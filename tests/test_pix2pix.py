@@ -1,0 +1,357 @@
+"""The purifier: architecture, losses, one training step, training on toy pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from unfool.artifacts import load_tensors
+from unfool.defenses.pix2pix import (
+    PatchGAN,
+    Settings,
+    UNet,
+    agrees_with_clean,
+    discriminator_loss,
+    generator_loss,
+    train,
+    train_step,
+)
+
+Make = Callable[[int], nn.Module]
+SMALL = Settings(width=4, discriminator_width=4, epochs=2, batch_size=8)
+
+
+def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def unet(channels: int = 1, width: int = 4, skips: bool = True, seed: int = 0) -> UNet:
+    net = seeded(seed, lambda: UNet(channels, width, skips))
+    assert isinstance(net, UNet)
+    return net
+
+
+def images(n: int = 6, channels: int = 1, size: int = 32, seed: int = 0) -> Tensor:
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def pairs(n: int = 16, size: int = 28) -> tuple[Tensor, Tensor]:
+    """Black and white squares at random places (clean), and the same with noise (adversarial)."""
+    generator = torch.Generator().manual_seed(2)
+    clean = torch.zeros(n, 1, size, size)
+    for i in range(n):
+        top, left = torch.randint(2, size - 12, (2,), generator=generator).tolist()
+        clean[i, :, top : top + 10, left : left + 10] = 1
+    noise = torch.randn(clean.shape, generator=generator)
+    return (clean + 0.15 * noise.sign()).clamp(0, 1), clean
+
+
+def state(net: nn.Module) -> list[Tensor]:
+    return [v.clone() for v in net.state_dict().values()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def millions(net: nn.Module) -> float:
+    return sum(p.numel() for p in net.parameters()) / 1e6
+
+
+# --- generator ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "size"), [(64, 16.65), (32, 4.16), (16, 1.04)])
+def test_the_generator_has_pix2pixs_size(width: int, size: float) -> None:
+    assert millions(UNet(1, width)) == pytest.approx(size, abs=0.006)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [28, 30, 32, 33, 64])
+def test_images_of_any_size_keep_it(size: int, channels: int, skips: bool) -> None:
+    net = unet(channels, skips=skips)
+    with torch.no_grad():
+        net.last[1].weight.mul_(1e5)  # far beyond what training reaches
+        x = images(2, channels, size)
+        y = net(x)
+    assert y.shape == x.shape
+    assert 0 <= float(y.min()) < 0.01
+    assert 0.99 < float(y.max()) <= 1
+
+
+def test_padding_is_black_around_the_image() -> None:
+    net, x = unet().eval(), images(2, size=28)
+    with torch.no_grad():
+        assert torch.equal(net(x), net(nn.functional.pad(x, [2] * 4))[..., 2:-2, 2:-2])
+
+
+def test_odd_padding_crops_back_to_the_same_place() -> None:
+    net = unet()
+    net.downs, net.ups = nn.ModuleList([nn.Identity()] * 2), nn.ModuleList([nn.Identity()])
+    net.skips, net.last = False, nn.Identity()
+    x = images(1, size=33)[..., :31]
+    assert torch.allclose(net(x), x, atol=1e-6)
+
+
+def test_in_eval_mode_an_output_does_not_depend_on_its_batch() -> None:
+    net, x = unet(), images(6)
+    for _ in range(3):
+        net(images(8, seed=5))  # running statistics that are not the initial ones
+    with torch.no_grad():
+        alone = net.eval()(x[:1])
+        assert torch.allclose(net(x)[:1], alone, atol=1e-6)
+        in_batch = net.train()(x)[:1]
+        assert not torch.allclose(net(x[:2])[:1], in_batch, atol=1e-3)  # the trap of notebook 07
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_skips_carry_the_image_past_the_middle(skips: bool) -> None:
+    net, (x, y) = unet(skips=skips).eval(), images(2)
+    net.downs[-1].register_forward_hook(lambda module, inputs, output: output * 0)
+    with torch.no_grad():
+        a, b = net(torch.stack([x, y]))
+    assert torch.equal(a, b) == (not skips)  # without skips all that G knows passes the middle
+
+
+def test_weights_start_as_pix2pixs() -> None:
+    for net in (unet(1, 32), seeded(0, lambda: PatchGAN(1, 32, 3))):
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                error = 4 * 0.02 / layer.weight.numel() ** 0.5
+                assert abs(float(layer.weight.detach().mean())) < error
+                assert float(layer.weight.detach().std()) == pytest.approx(0.02, abs=error)
+                assert layer.bias is None or not layer.bias.any()
+            elif isinstance(layer, nn.BatchNorm2d):
+                assert float(layer.weight.detach().mean()) == pytest.approx(1, abs=0.02)
+                assert 0.005 < float(layer.weight.detach().std()) < 0.04
+                assert not layer.bias.any()
+
+
+def test_no_dropout_and_no_norm_at_the_ends() -> None:
+    net = unet()
+    assert not any(isinstance(m, nn.Dropout) for m in net.modules())
+    norms = [any(isinstance(m, nn.BatchNorm2d) for m in down) for down in net.downs]
+    assert norms == [False, True, True, True, False]
+    assert [type(m) for m in net.last] == [nn.ReLU, nn.ConvTranspose2d, nn.Tanh]
+
+
+# --- discriminator --------------------------------------------------------------------------------
+
+PATCHES = {1: (0.135, 16), 2: (0.66, 34), 3: (2.76, 70)}
+
+
+@pytest.mark.parametrize("layers", PATCHES)
+def test_the_discriminator_has_pix2pixs_size(layers: int) -> None:
+    assert millions(PatchGAN(1, 64, layers)) == pytest.approx(PATCHES[layers][0], rel=0.01)
+
+
+def receptive_field(net: nn.Module) -> int:
+    field = 1
+    for layer in reversed([m for m in net.modules() if isinstance(m, nn.Conv2d)]):
+        field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
+    return field
+
+
+def footprint(net: PatchGAN, size: int) -> tuple[int, int]:
+    """Height and width of the pixels that one logit in the middle really depends on."""
+    x, y = images(1, size=size).requires_grad_(True), images(1, size=size, seed=1)
+    logits = net.eval()(x, y)
+    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+    assert x.grad is not None
+    rows, columns = torch.nonzero(x.grad[0, 0], as_tuple=True)
+    return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+
+
+@pytest.mark.parametrize("layers", PATCHES)
+def test_a_patch_has_its_size(layers: int) -> None:
+    net = PatchGAN(1, 4, layers)
+    field = PATCHES[layers][1]
+    assert receptive_field(net) == field
+    assert footprint(net, 128) == (field, field)
+
+
+@pytest.mark.parametrize(("layers", "side"), [(1, 14), (2, 6), (3, 2)])
+def test_one_logit_per_patch(layers: int, side: int) -> None:
+    assert PatchGAN(3, 4, layers)(images(2, 3), images(2, 3)).shape == (2, 1, side, side)
+
+
+def test_the_discriminator_sees_both_images() -> None:
+    net, x, y = PatchGAN(1, 4).eval(), images(1), images(1, seed=1)
+    assert not torch.equal(net(x, y), net(y, x))
+    assert not torch.equal(net(x, y), net(x, x))
+    assert not torch.equal(net(x, y), net(y, y))
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def test_losses_are_the_equations() -> None:
+    net, x, y = PatchGAN(1, 4).eval(), images(4), images(4, seed=1)
+    made = images(4, seed=2)
+    real, fake = net(x, y), net(x, made)
+    d = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()) / 2
+    assert torch.allclose(discriminator_loss(net, x, y, made), d, atol=1e-6)
+    terms = generator_loss(net, x, y, made, lam=10.0, mu=0.5, guide=lambda a, b: torch.tensor(3.0))
+    assert torch.allclose(terms["gan"], -torch.sigmoid(fake).log().mean(), atol=1e-6)
+    scaled = ((2 * y - 1) - (2 * made - 1)).abs().mean()  # on pix2pix's [-1, 1] scale
+    assert float(terms["l1"]) == pytest.approx(10 * float(scaled), rel=1e-6)
+    assert float(terms["guide"]) == pytest.approx(1.5)
+    assert generator_loss(None, x, y, made).keys() == {"l1"}
+
+
+def test_the_discriminators_loss_gives_the_generator_no_gradient() -> None:
+    net, critic, (x, y) = unet(), PatchGAN(1, 4), pairs(4, 32)
+    discriminator_loss(critic, x, y, net(x)).backward()
+    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is not None for p in critic.parameters())
+    generator_loss(critic, x, y, net(x))["gan"].backward()
+    assert all(p.grad is not None for p in net.parameters())  # the control
+
+
+def adams(generator: nn.Module, critic: nn.Module | None) -> dict[str, Optimizer]:
+    nets = {"generator": generator} | ({"discriminator": critic} if critic else {})
+    return {k: Adam(v.parameters(), 1e-3, betas=(0.5, 0.999)) for k, v in nets.items()}
+
+
+def test_the_generators_step_leaves_the_discriminator_alone() -> None:
+    """After a step, D is where its own update left it: the same as with a G that does not learn."""
+    x, y = pairs(8, 32)
+
+    def after(rate: float) -> tuple[list[Tensor], list[Tensor | None], nn.Module]:
+        net, critic = unet(seed=1), seeded(2, lambda: PatchGAN(1, 4))
+        optimizers = adams(net, critic)
+        optimizers["generator"].param_groups[0]["lr"] = rate
+        train_step(net, critic, optimizers, x, y)  # type: ignore[arg-type]
+        assert all(p.requires_grad for p in critic.parameters())
+        return list(critic.parameters()), [p.grad for p in critic.parameters()], net
+
+    weights, grads, learned = after(1e-3)
+    still, still_grads, unmoved = after(0.0)
+    assert equal([w.detach() for w in weights], [w.detach() for w in still])
+    assert all(g is not None and torch.equal(g, h) for g, h in zip(grads, still_grads, strict=True))
+    assert equal(list(unmoved.parameters()), list(unet(seed=1).parameters()))
+    assert not equal(list(learned.parameters()), list(unmoved.parameters()))
+    start = seeded(2, lambda: PatchGAN(1, 4))
+    assert not equal(list(still), list(start.parameters()))  # D itself did learn
+    discriminator_loss(start, x, y, unet(seed=1)(x)).backward()  # type: ignore[arg-type]
+    for parameter, grad in zip(start.parameters(), grads, strict=True):
+        assert parameter.grad is not None
+        assert grad is not None
+        assert torch.equal(parameter.grad, grad)  # nothing of G's loss was added
+
+
+def test_a_step_tells_its_losses() -> None:
+    net, critic, (x, y) = unet(), PatchGAN(1, 4), pairs(4, 32)
+    losses = train_step(net, critic, adams(net, critic), x, y)
+    assert losses.keys() == {"d", "gan", "l1"}
+    assert not any(loss.requires_grad for loss in losses.values())
+    assert train_step(net, None, adams(net, None), x, y).keys() == {"l1"}
+
+
+# --- the guide ------------------------------------------------------------------------------------
+
+
+def test_the_guide_is_the_cross_entropy_to_the_clean_images_class(tiny: Make) -> None:
+    net, clean, made = tiny(0).eval(), images(8), images(8, seed=1)
+    label = net(clean).argmax(1)
+    expected = nn.functional.cross_entropy(net(made), label)
+    assert float(agrees_with_clean(net)(made, clean).detach()) == pytest.approx(
+        float(expected.detach())
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_guides_classifier_is_frozen(tiny: Make, training: bool) -> None:
+    classifier, (x, y) = tiny(0).train(training), pairs(8)
+    before = state(classifier)
+    train(x, y, Settings(**{**vars(SMALL), "mu": 1.0}), guide=agrees_with_clean(classifier))
+    assert equal(state(classifier), before)
+    assert classifier.training == training
+    assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
+
+
+def test_the_guide_changes_what_is_learned(tiny: Make) -> None:
+    x, y = pairs(8)
+    settings = Settings(**{**vars(SMALL), "mu": 10.0})
+    net, history = train(x, y, settings, guide=agrees_with_clean(tiny(0).eval()))
+    plain, _ = train(x, y, SMALL)
+    assert "guide" in history[0]
+    assert not equal(state(net), state(plain))
+
+
+def test_mu_without_a_guide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mu=0\.5 needs a guide"):
+        train(*pairs(8), Settings(**{**vars(SMALL), "mu": 0.5}))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def l1(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float((net(x) - y).abs().mean())
+
+
+def test_thirty_steps_reduce_the_distance_to_the_clean_images() -> None:
+    x, y = pairs(24)
+    settings = Settings(width=8, discriminator_width=8, epochs=10, batch_size=8, rate=2e-3)
+    net, history = train(x, y, settings)
+    assert len(history) == 10
+    assert history[-1]["l1"] < 0.5 * history[0]["l1"]
+    assert l1(net, x, y) < 0.5 * l1(unet(width=8).eval(), x, y)
+    assert not net.training
+
+
+@pytest.mark.parametrize(
+    ("change", "losses"),
+    [
+        ({"skips": False}, {"d", "gan", "l1"}),
+        ({"adversarial": False}, {"l1"}),
+        ({"patch_layers": 3}, {"d", "gan", "l1"}),
+    ],
+)
+def test_the_variants_train(change: dict[str, float], losses: set[str]) -> None:
+    net, history = train(*pairs(8), Settings(**{**vars(SMALL), **change}))
+    assert [row.keys() for row in history] == [losses] * 2
+    assert float(net(pairs(8)[0]).detach().min()) >= 0
+
+
+def test_seed_and_global_random_state() -> None:
+    x, y = pairs(8)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    one = state(train(x, y, SMALL, seed=1)[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert equal(state(train(x, y, SMALL, seed=1)[0]), one)
+    assert not equal(state(train(x, y, SMALL, seed=2)[0]), one)
+
+
+def test_after_epoch_sees_the_generator_in_eval_mode() -> None:
+    seen: list[tuple[int, bool]] = []
+    train(*pairs(8), SMALL, after_epoch=lambda done, net: seen.append((done, net.training)))
+    assert seen == [(1, False), (2, False)]
+
+
+def test_a_checkpoint_holds_both_networks(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    train(*pairs(8), SMALL, checkpoint=path)
+    heads = {"/".join(key.split("/")[:2]) for key in load_tensors(path)[0]}
+    parts = {"module", "optimizer"}
+    assert heads == {f"{part}/{net}" for part in parts for net in ("generator", "discriminator")}
+
+
+def test_pairs_that_are_none_are_refused() -> None:
+    x, y = pairs(4)
+    with pytest.raises(ValueError, match=r"\(0, 1, 28, 28\).*no attack succeeded: raise"):
+        train(x[:0], y[:0], SMALL)
+    with pytest.raises(ValueError, match=r"equal shape: got \(4, 1, 28, 28\).*\(3, 1, 28, 28\)"):
+        train(x, y[:3], SMALL)
