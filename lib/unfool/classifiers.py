@@ -45,7 +45,7 @@ def build(
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown classifier {name!r}: choose from {', '.join(CLASSIFIERS)}{hint}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         net = CLASSIFIERS[name](shape, classes)
     return nn.Sequential(net, nn.ReLU()) if relu_logits else net
 

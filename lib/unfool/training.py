@@ -79,7 +79,7 @@ def fit(
         losses: list[Mapping[str, Tensor]] = []
         checked = 0  # losses looked at so far; on a GPU every look waits for it, so not every step
         with torch.random.fork_rng(devices=_gpu(device)):
-            torch.manual_seed(_epoch_seed(seed, epoch))
+            _seed(device, _epoch_seed(seed, epoch))
             order = torch.randperm(len(data[0]))
             for index in range(batches):
                 if learning_rate is not None:
@@ -222,6 +222,14 @@ def _count_batches(rows: int, batch_size: int) -> int:
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) % 2**63  # distinct for any run shorter than a million epochs
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the CPU and the device that is used; torch.manual_seed would reseed every GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _gpu(device: torch.device) -> list[torch.device]:

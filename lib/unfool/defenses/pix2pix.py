@@ -242,7 +242,7 @@ def train(
             + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         generator = UNet(clean.shape[1], settings.width, settings.skips).to(device)
         discriminator = None
         if settings.adversarial:
