@@ -193,7 +193,31 @@ def _z(confidence: float) -> float:
 
 @dataclass(frozen=True)
 class Record:
-    """One evaluation, schema 1: one JSON line. Every accuracy is a share in [0, 1]."""
+    """One evaluation, schema 1: one JSON line. Every accuracy is a share in [0, 1].
+
+    Attributes:
+        dataset, fingerprint, profile, classifier, seed: what was measured on.
+        defense, defense_settings: what stood before the classifier; "none" is nothing.
+        saw_attack_in_training: whether the defence was trained on images of this attack.
+        attack, attack_settings: by the attack's own argument names.
+        knowledge: what the attacker knew: "nothing", "f" (the classifier), "f+design" (and the
+            defence's design and data), "everything".
+        access: what the attacker could query: "none", "labels", "scores", "gradients".
+        n_images: of the split; n_attacked: those that the classifier got right, hence attacked;
+            n_success: those that the attack turned wrong (onto the target, where there is one).
+        attack_success: n_success of n_attacked.
+        l0_median, l2_median, linf_median: perturbation of the successful images; None for none.
+        clean_accuracy: of the classifier alone, on clean images.
+        recovered_accuracy: over the successes; None where there are none. Intervals are Wilson's.
+        end_to_end_accuracy: over all images, attacked where the classifier was right.
+        defended_clean_accuracy: over all images, unattacked.
+        clean_difference: defended minus undefended on the same clean images; paired interval.
+        targeted_outcome: where targeted successes end: "target", "true", "other"; else None.
+        rejected: images that a detecting defence refused.
+        seconds: for the measurement; passes: through the network, None where not counted.
+        device, versions, git: what it was measured with; warnings: what a reader must know.
+        schema, id: of the format, and of this record (a digest of what is not timing or machine).
+    """
 
     dataset: str
     fingerprint: str

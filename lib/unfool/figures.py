@@ -109,8 +109,8 @@ def images(
         for name, batch in rows.items()
     )
     columns = len(next(iter(rows.values())))
-    heights = [1.28 if name in captions else 1.0 for name in rows]
-    figure = _new(1.35 + 0.95 * columns, 0.95 * sum(heights) + 0.1, alt, caption)
+    heights = [1.34 if name in captions else 1.0 for name in rows]
+    figure = _new(1.1 + 0.72 * columns, 0.72 * sum(heights) + 0.1, alt, caption)
     axes = figure.subplots(
         len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights}
     )

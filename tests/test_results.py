@@ -1,0 +1,112 @@
+"""What is committed under results/, and the figures that the README takes from it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from unfool.artifacts import REPO, load_tensors
+from unfool.evaluation import Record, read_records
+
+RESULTS = REPO / "results"
+LIMIT = 30_000_000  # bytes of all committed weights
+
+
+def committed(name: str) -> list[Record]:
+    return read_records(RESULTS / "records" / name)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def with_interval(record: Record, key: str) -> str:
+    value = getattr(record, f"{key}_accuracy")
+    low, high = getattr(record, f"{key}_low"), getattr(record, f"{key}_high")
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
+
+
+def missing_rows(readme: str, records: list[Record]) -> list[str]:
+    """The three accuracies of each record stand together in one row of the README's table."""
+    rows = [line for line in readme.splitlines() if line.startswith("|")]
+    missing = []
+    for record in records:
+        wanted = [with_interval(record, k) for k in ("end_to_end", "defended_clean")]
+        if record.recovered_accuracy:
+            wanted.append(with_interval(record, "recovered"))
+        if not any(all(text in row for text in wanted) for row in rows):
+            missing.append(f"{record.dataset} {record.defense}: {wanted}")
+    return missing
+
+
+@pytest.mark.parametrize("name", ["classroom.jsonl", "desk-mnist.jsonl"])
+def test_readme_prints_the_committed_records(name: str) -> None:
+    readme = (REPO / "README.md").read_text("utf-8")
+    records = {r.defense: r for r in committed(name)}  # a defence measured twice: the last counts
+    assert set(records) == {"none", "threshold", "pix2pix"}
+    assert missing_rows(readme, list(records.values())) == []
+    doctored = readme.replace(with_interval(records["pix2pix"], "end_to_end"), "99.9 [99.0, 100.0]")
+    assert missing_rows(doctored, list(records.values())) != []  # the control
+
+
+def test_seeds_reach_what_is_claimed() -> None:
+    """Three seeds each; the README's means."""
+    readme = (REPO / "README.md").read_text("utf-8")
+    for classifier, least in {"anet": 0.96, "bnet": 0.97}.items():
+        found = {
+            r.seed: r.clean_accuracy for r in committed("seeds.jsonl") if r.classifier == classifier
+        }
+        assert sorted(found) == [0, 1, 2]
+        mean = sum(found.values()) / 3
+        assert mean >= least
+        assert re.search(rf"\| {classifier.title()}, `mnist5k`.*\b{percent(mean)}\b", readme)
+
+
+def test_weights_are_small_and_say_what_they_are() -> None:
+    paths = sorted((RESULTS / "weights").glob("*.safetensors"))
+    assert [p.stem for p in paths] == ["anet-mnist", "bnet-mnist"]
+    assert sum(p.stat().st_size for p in paths) < LIMIT
+    for path in paths:
+        _, made = load_tensors(path)
+        assert f"{made['classifier']}-{made['dataset']}" == path.stem
+        assert made["test_accuracy"] >= {"anet": 0.989, "bnet": 0.992}[made["classifier"]]
+        assert percent(made["test_accuracy"]) in (REPO / "README.md").read_text("utf-8")
+
+
+def data_folder() -> Path | None:
+    folders = [os.environ.get("UNFOOL_DATA"), REPO / "data", REPO.parent / "shared" / "datasets"]
+    found = [Path(f) for f in folders if f and (Path(f) / "MNIST" / "raw").is_dir()]
+    return found[0] if found else None
+
+
+@pytest.mark.skipif(data_folder() is None, reason="full MNIST is not here: set UNFOOL_DATA")
+def test_weights_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unfool.evaluation import accuracy
+    from unfool.lab import Lab
+
+    monkeypatch.setenv("UNFOOL_DATA", str(data_folder()))
+    lab = Lab(profile="smoke", dataset="mnist")
+    part = lab.data.test.first(1500)
+    for name in ("anet-mnist", "bnet-mnist"):
+        assert accuracy(lab.classifier(name), part.images, part.labels) >= 0.975
+        fresh = lab.classifier(name.split("-")[0])  # the control: hardly trained
+        assert accuracy(fresh, part.images, part.labels) < 0.975
+
+
+def test_the_readmes_picture_is_the_notebooks() -> None:
+    notebook = json.loads((REPO / "notebooks" / "00_start.ipynb").read_text("utf-8"))
+    drawn = [
+        output["data"]["image/png"]
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    picture = (RESULTS / "figures" / "course.png").read_bytes()
+    assert [base64.b64decode("".join(png)) for png in drawn] == [picture], (
+        "copy the figure of notebook 00 to results/figures/course.png"
+    )
