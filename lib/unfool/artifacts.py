@@ -244,6 +244,9 @@ def write_text(path: Path, text: str) -> None:
 def _temporary(path: Path) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
+    umask = os.umask(0)  # mkstemp makes a private file; give it the rights of an ordinary one
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)
     return Path(name)
 
 

@@ -97,7 +97,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the share of images whose predicted class is the label, in [0, 1]."""
     if len(images) == 0:
         raise ValueError("accuracy of no images is undefined: the split is empty")
-    return float((predict(model, images) == labels.cpu()).float().mean())
+    return int((predict(model, images) == labels.cpu()).sum()) / len(images)
 
 
 def distortion(x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
@@ -281,7 +281,7 @@ def measure(
         "n_success": n_success,
         "attack_success": n_success / max(1, int(adversarial.attacked.sum())),
         **{f"{k}_median": _median(moved[k]) for k in ("l0", "l2", "linf")},
-        "clean_accuracy": float(right["undefended"].float().mean()),
+        "clean_accuracy": int(right["undefended"].sum()) / n,
         "recovered_accuracy": recovered / n_success if n_success else None,
         "end_to_end_accuracy": whole / n,
         "defended_clean_accuracy": clean / n,
