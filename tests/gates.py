@@ -23,7 +23,8 @@ from xml.etree import ElementTree
 import nbformat
 from nbformat import NotebookNode
 
-from unfool.notebooks import LESSONS, REPO, outputs, run
+from unfool.notebooks import LESSONS, REPO, outputs
+from unfool.running import run
 
 TESTS = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # seconds

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import gates
-from unfool import cli, notebooks
+from unfool import cli, notebooks, report, running
 from unfool.notebooks import Result, Stop, UsageError, execute, find, validate_parameters
 
 PARAMETERS = 'profile = "classroom"\nseed = 0\nepsilons = [0.1, 0.2]\nfast = True'
@@ -181,7 +181,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Result], s
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        results = notebooks.run(
+        results = running.run(
             out=Path("out"), jobs=2, report=False, folder=root / "notebooks", stream=said
         )
     return root, results, said.getvalue()
@@ -218,7 +218,7 @@ def test_run_shows_the_records(ran: Ran) -> None:
     root, _, said = ran
     assert "c           fgsm    –        7  50.0       –            25.0 [10.0, 40.0]" in said
     (root / "out/records.jsonl").open("a").write('{"dataset": "cut sh')
-    assert len(notebooks.read_records(root / "out/records.jsonl")) == 1
+    assert len(report.read_records(root / "out/records.jsonl")) == 1
     assert json.loads((root / "out/run.json").read_text())["results"][1]["ok"] is False
 
 
@@ -265,8 +265,8 @@ def test_update_writes_back_what_is_committed(tmp_path: Path) -> None:
     path = make(tmp_path / "notebooks" / "01_a.ipynb", SEEDED, printed="check ok   old\n")
     out, said = tmp_path / "out", io.StringIO()
     with pytest.raises(UsageError, match="--update"):
-        notebooks.run(profile="smoke", update=True, out=out, folder=path.parent)
-    notebooks.run(update=True, out=out, report=False, folder=path.parent, stream=said)
+        running.run(profile="smoke", update=True, out=out, folder=path.parent)
+    running.run(update=True, out=out, report=False, folder=path.parent, stream=said)
     assert "(updated)" in said.getvalue()
     assert notebooks.check_lines(read(path)) == ["check ok   draws True 0"]
     assert notebooks.clean(read(path)) == read(path)
@@ -274,18 +274,18 @@ def test_update_writes_back_what_is_committed(tmp_path: Path) -> None:
 
 def test_update_spares_a_notebook_edited_meanwhile(tmp_path: Path) -> None:
     path = make(tmp_path / "01_a.ipynb", "1")
-    task = notebooks.Task(path, tmp_path / "out" / path.name, {}, source=b"as it was")
+    task = running.Task(path, tmp_path / "out" / path.name, {}, source=b"as it was")
     before = path.read_bytes()
-    assert "edited while it ran" in notebooks._update(task, read(path))
+    assert "edited while it ran" in running._update(task, read(path))
     assert path.read_bytes() == before
 
 
 def test_two_runs_into_one_folder(folder: Path, tmp_path: Path) -> None:
     with (
-        notebooks._sole_user(tmp_path / "out"),
+        running._sole_user(tmp_path / "out"),
         pytest.raises(UsageError, match="another run is writing"),
     ):
-        notebooks.run(out=tmp_path / "out", folder=folder)
+        running.run(out=tmp_path / "out", folder=folder)
 
 
 def test_only_a_kernel_that_never_started_is_tried_again(tmp_path: Path) -> None:

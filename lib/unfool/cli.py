@@ -106,7 +106,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from unfool.notebooks import run
+    from unfool.running import run
 
     results = run(
         options.names,

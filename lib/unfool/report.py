@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import nbformat
 from nbformat import NotebookNode
 
-from unfool.notebooks import COLUMNS, Result, UsageError, outputs, read_records, results_table
+from unfool.notebooks import Result, UsageError, outputs
 
 STYLE = Path(__file__).with_name("report.css")
 PAPERMILL_MARK = "papermill-error-cell-tag"
@@ -326,3 +326,57 @@ def _style() -> str:
 
 def _text(text: str) -> str:
     return html.escape(str(text))
+
+
+# ---------------------------------------------------------------------------- the table of results
+
+
+NAMES = ("dataset", "classifier", "attack", "defense")
+COLUMNS = (*NAMES, "n", "success %", "recovered %", "end to end %", "clean %")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run; a line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def results_table(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows under `COLUMNS`, percentages with their 95 % Wilson intervals, each row once."""
+    rows = []
+    for record in records:
+        names = [str(record.get(key) or "–") for key in NAMES]
+        shares = [
+            _percent(record, "attack_success"),
+            _percent(record, "recovered_accuracy", "recovered"),
+            _percent(record, "end_to_end_accuracy", "end_to_end"),
+            _percent(record, "defended_clean_accuracy", "defended_clean"),
+        ]
+        rows.append((*names, str(record.get("n_attacked", "–")), *shares))
+    return list(dict.fromkeys(rows))
+
+
+def _percent(record: Mapping[str, Any], key: str, interval: str = "") -> str:
+    value = record.get(key)
+    if value is None:
+        return "–"
+    low, high = record.get(f"{interval}_low"), record.get(f"{interval}_high")
+    spread = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f}{spread}"
+
+
+def as_text(rows: Sequence[tuple[str, ...]]) -> str:
+    """The table in columns, for a terminal."""
+    table = [COLUMNS, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
