@@ -35,7 +35,6 @@ def step_while_any(step: Callable[[Tensor], None], live: Tensor) -> None:
             size = (len(rows) + 1) // 2
 
 
-@torch.no_grad()
 def rightly_classified(
     model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None
 ) -> Tensor:
@@ -46,8 +45,14 @@ def rightly_classified(
     if len(x):
         check_model(model, x, y, target)
     right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for rows in torch.arange(len(x), device=x.device).split(pool_size(x)):
+    unseen = torch.ones_like(right)
+
+    @torch.no_grad()
+    def look(rows: Tensor) -> None:
         right[rows] = model(x[rows]).argmax(dim=1) == y[rows]
+        unseen[rows] = False
+
+    step_while_any(look, unseen)
     return right
 
 

@@ -7,7 +7,7 @@ not depend on the images beside it, and none waits for another.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -90,9 +90,9 @@ def carlini_wagner_l2(
         y: true classes (N,), int64.
         kappa: how far the wrong logit must lie above the others, >= 0, in units of the logits;
             0 as in the paper.
-        preset: "original", Carlini's code: 9 searches of at most 10,000 steps, lr 0.01, c from
-            0.001, each descent from x; or "fast": 5 of at most 200, lr 0.05, c from 0.01, each
-            descent from the best image so far, for about 1 % more distortion on MNIST.
+        preset: "original", the schedule of Carlini's code: 9 searches of at most 10,000 steps, lr
+            0.01, c from 0.001, each descent from x; or "fast": 5 of at most 200, lr 0.05, c from
+            0.01, each descent from the best image so far, and a start less flat (`squeeze`).
         searches, steps, lr, c, warm_start: override the preset's; see `Schedule`.
         target: classes (N,), int64, not y: the error must be this one.
         generator: unused, nothing is drawn; part of every attack's interface.
@@ -122,7 +122,9 @@ def schedule_of(
 ) -> Schedule:  # fmt: skip
     """Return a preset with some settings overridden, or refuse them."""
     check_choice("preset", preset, tuple(PRESETS))
-    given = {"searches": searches, "steps": steps, "lr": lr, "c": c, "warm_start": warm_start}
+    given: dict[str, Any] = {
+        "searches": searches, "steps": steps, "lr": lr, "c": c, "warm_start": warm_start,
+    }  # fmt: skip
     schedule = replace(PRESETS[preset], **{k: v for k, v in given.items() if v is not None})
     check_number("searches", schedule.searches, 1, whole=True)
     check_number("steps", schedule.steps, 1, whole=True)
@@ -141,7 +143,7 @@ class Search:
         steps, searches: how many are done, (N,) int64.
         c, low, high: the price under trial, the largest that failed, the smallest that did not.
         hit: has this c succeeded? (N,) bool.
-        mark: the objective when it was last checked.
+        lowest, mark: the lowest objective of this descent, now and when it was last checked.
         best, best_l2: the nearest image so far (x while there is none) and its squared distance.
     """
 
@@ -157,9 +159,11 @@ class Search:
         n, device = len(x), x.device
         self.steps = torch.zeros(n, dtype=torch.int64, device=device)
         self.searches = torch.zeros_like(self.steps)
-        self.c = torch.full((n,), float(schedule.c), device=device)
-        self.low = torch.zeros(n, device=device)
-        self.high, self.mark, self.best_l2 = (torch.full_like(self.c, torch.inf) for _ in range(3))
+        self.c = torch.full((n,), schedule.c, dtype=x.dtype, device=device)
+        self.low = torch.zeros_like(self.c)
+        self.high, self.best_l2, self.lowest, self.mark = (
+            torch.full_like(self.c, torch.inf) for _ in range(4)
+        )
         self.hit = torch.zeros_like(live)
         self.attacked, self.turn = int(live.sum()), 0
         self.tell()
@@ -193,10 +197,15 @@ class Search:
         self.best[rows[nearer]], self.best_l2[rows[nearer]] = images[nearer], l2[nearer]
 
     def is_stuck(self, rows: Tensor, loss: Tensor) -> Tensor:
-        """Return which descents have gained nothing in the last tenth of their steps."""
+        """Return which descents have gained nothing in the last tenth of their steps.
+
+        Carlini's code compares the objective, summed over the batch, at two moments. That of one
+        image swings, and would often end a good descent: so its lowest value counts.
+        """
+        self.lowest[rows] = lowest = torch.minimum(self.lowest[rows], loss)
         due = self.steps[rows] % -(-self.schedule.steps // CHECKS) == 0
-        stuck = due & ~(loss <= GAIN * self.mark[rows])  # a loss of NaN is stuck, too
-        self.mark[rows[due]] = loss[due]
+        stuck = due & ~(lowest <= GAIN * self.mark[rows])  # NaN is stuck, too
+        self.mark[rows[due]] = lowest[due]
         return stuck
 
     def descend(self, rows: Tensor, gradient: Tensor) -> None:
@@ -219,7 +228,7 @@ class Search:
         self.c[rows] = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         self.w[rows] = self.restart(rows)
         self.m[rows], self.v[rows], self.steps[rows] = 0.0, 0.0, 0
-        self.hit[rows], self.mark[rows] = False, torch.inf
+        self.hit[rows], self.lowest[rows], self.mark[rows] = False, torch.inf, torch.inf
         self.searches[rows] += 1
         self.live[rows] = self.searches[rows] < self.schedule.searches
 
