@@ -229,7 +229,10 @@ def test_c_grows_by_tens_and_is_then_halved() -> None:
     for hits in ([0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]):
         search.hit[:] = torch.tensor(hits, dtype=torch.bool)
         tried.append(search.c.tolist())
+        search.steps += 1
         search.next_c(torch.arange(4))
+        assert not search.hit.any()  # or a c that fails would pass for one that succeeds
+        assert not search.steps.any()
     expected = [
         [0.01] * 4, [0.1, 0.1, 0.1, 0.005], [1, 1, 0.055, 0.0025],
         [10, 0.55, 0.0775, 0.00125], [100, 0.775, 0.08875, 0.001875],

@@ -335,7 +335,8 @@ def test_the_model_comes_back_after_an_error() -> None:
     ("change", "kind", "message"),
     [
         ({"target": None}, ValueError, r"jsma needs target.*random_targets"),
-        ({"theta": 0}, ValueError, r"theta .*not be 0: use 1 or -1"),
+        ({"theta": 0}, ValueError, r"theta .*at least 0\.001.*not 0: use 1 or -1"),
+        ({"theta": -1e-9}, ValueError, r"theta .*at least 0\.001.*not -1e-09"),
         ({"theta": 1.5}, ValueError, r"theta .*from -1 to 1.*1\.5"),
         ({"theta": float("nan")}, ValueError, r"theta .*nan"),
         ({"gamma": -0.1}, ValueError, r"gamma .*from 0 to 1.*-0\.1"),

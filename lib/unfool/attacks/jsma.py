@@ -24,6 +24,7 @@ from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
 
 VERSION = 1
+SMALLEST = 1e-3  # theta up or down; 8-bit images have steps of 0.004
 TABLE = 2**24  # scores of pairs at once, 64 MiB
 
 Choice = tuple[Tensor, Tensor]
@@ -59,8 +60,8 @@ def jsma(
             the pair would be the two largest alphas.
         x: images (N, C, H, W), float32 in [0, 1].
         y: true classes (N,), int64.
-        theta: what a step adds to a value, in units of the [0, 1] range, in [-1, 1] and not 0; the
-            sum is clipped to [0, 1]. 1 as in the paper.
+        theta: what a step adds to a value, in units of the [0, 1] range: from 0.001 to 1, or from
+            -1 to -0.001; the sum is clipped to [0, 1]. 1 as in the paper.
         gamma: the largest share of the C*H*W values that may change, in [0, 1]; 0.145 is 113 of
             MNIST's 784 (the paper's Upsilon of 14.5 %).
         variant: "pair" as above; "top2": the two largest alphas, whatever becomes of the other
@@ -91,8 +92,11 @@ def jsma(
 def check_settings(theta: float, gamma: float, variant: str, saturated: float) -> None:
     """Refuse what is no setting of JSMA."""
     check_number("theta", theta, -1, 1)
-    if theta == 0:
-        raise ValueError("theta is what a step adds to a pixel and must not be 0: use 1 or -1")
+    if abs(theta) < SMALLEST:  # so small a step may be lost in rounding, and never end
+        raise ValueError(
+            f"theta is what a step adds to a pixel, at least {SMALLEST} up or down, not {theta}: "
+            "use 1 or -1"
+        )
     check_number("gamma", gamma, 0, 1)
     check_choice("variant", variant, tuple(VARIANTS))
     check_number("saturated", saturated, 0, 1)
