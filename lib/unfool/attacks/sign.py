@@ -203,9 +203,9 @@ def pgd(
         step: length of a step in the same units; by default 2.5 eps / steps (Madry et al.).
         steps: how many, at least 1; 40 is Madry et al.'s number for MNIST.
         norm: "linf" or "l2".
-        random_start: whether to start from x plus uniform noise in [-eps, eps], projected into the
-            ball, or from x. For "l2" the projected noise lies on the sphere's surface, as nearly
-            all of a ball in hundreds of dimensions does.
+        random_start: whether to start from x plus uniform noise in [-eps, eps], or from x. For "l2"
+            the noise is shortened to eps, the ball's surface, where in hundreds of dimensions
+            nearly all of a ball is.
         generator: draws the start, image after image; by default one of seed 0.
 
     Returns, raises:
@@ -215,7 +215,7 @@ def pgd(
     step = check_eps_and_steps(eps, step, steps)
     check_choice("norm", norm, NORMS)
     aim, uphill = (y, 1) if target is None else (target, -1)
-    start = project(x + uniform_noise(x, eps, generator), x, eps, norm) if random_start else x
+    start = random_point(x, eps, norm, generator) if random_start else x
 
     def attack(rows: slice) -> Tensor:
         return climb(
@@ -281,9 +281,12 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     x_adv = x_adv.clamp(0, 1)
     if norm == "linf":
         return x_adv.clamp(min=x - eps, max=x + eps)
-    change = x_adv - x
-    shrink = (eps / length(change).clamp(min=1e-12)).clamp(max=1)
-    return (x + shrink * change).clamp(0, 1)  # again, for rounding only
+    return (x + shorten(x_adv - x, eps)).clamp(0, 1)  # again, for rounding only
+
+
+def shorten(change: Tensor, eps: float) -> Tensor:
+    """Return each image's change, scaled down to length eps where it is longer."""
+    return change * (eps / length(change).clamp(min=1e-12)).clamp(max=1)
 
 
 def length(images: Tensor) -> Tensor:
@@ -292,6 +295,12 @@ def length(images: Tensor) -> Tensor:
 
 
 # --- their own parts ------------------------------------------------------------------------------
+
+
+def random_point(x: Tensor, eps: float, norm: str, generator: Generator | None) -> Tensor:
+    """Return x with uniform noise from the ball (for "l2" as good as its surface), in [0, 1]."""
+    noise = uniform_noise(x, eps, generator)
+    return (x + (noise if norm == "linf" else shorten(noise, eps))).clamp(0, 1)
 
 
 def random_corner(x: Tensor, alpha: float, generator: Generator | None) -> Tensor:
