@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -15,32 +16,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unfool.attacks import ATTACKS, SIGN_FAMILY, VERSIONS, AttackSettings, fgsm, paper_attacks
+from attack_tools import CLASSES, batch, network, next_class
+from unfool.attacks import (
+    ATTACKS,
+    SIGN_FAMILY,
+    VERSIONS,
+    AttackSettings,
+    fgsm,
+    paper_attacks,
+    random_targets,
+)
 
-CLASSES = 3
-
-
-def network(channels: int = 1, size: int = 8, seed: int = 0) -> nn.Module:
-    """A random classifier with batch norm and dropout, its modules in mixed modes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(channels, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Tanh(), nn.Flatten(),
-            nn.Dropout(0.5), nn.Linear(5 * size * size, 16), nn.Tanh(), nn.Linear(16, CLASSES),
-        )  # fmt: skip
-    net[1].eval()
-    net[0].weight.requires_grad_(False)
-    return net
-
-
-def batch(n: int = 6, channels: int = 1, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, channels, size, size, generator=generator)
-    return x, torch.randint(0, CLASSES, (n,), generator=generator)
+NEEDS_TARGET = {"jsma"}
+REFUSES_TARGET = {"r_llc", "deepfool"}
+QUICK: dict[str, dict[str, Any]] = {
+    "bim": {"steps": 2}, "pgd": {"steps": 2}, "deepfool": {"steps": 3},
+    "carlini_wagner_l2": {"searches": 1, "steps": 3},
+}  # fmt: skip
+"""Settings that keep a test of the frame, not of the strength, short."""
 
 
-def next_class(y: Tensor) -> Tensor:
-    return (y + 1) % CLASSES
+def call(name: str, **arguments: Any) -> Tensor:
+    """Call an attack; give it a target where it needs one and none is given."""
+    if name in NEEDS_TARGET and "target" not in arguments:
+        arguments["target"] = next_class(batch(len(arguments["x"]))[1])
+    return ATTACKS[name](**QUICK.get(name, {}) | arguments)
 
 
 # --- what it computes -----------------------------------------------------------------------------
@@ -141,11 +141,14 @@ def test_the_result_is_detached_wherever_it_is_called() -> None:
         assert torch.equal(fgsm(net, x, y), usual)
 
 
-def test_an_empty_batch_comes_back_empty() -> None:
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_empty_batch_comes_back_empty(name: str) -> None:
     x, y = batch(0)
-    got = fgsm(network(), x, y)
+    told: list[tuple[int, int, str]] = []
+    got = call(name, model=network(), x=x, y=y, progress=lambda *step: told.append(step))
     assert got.shape == (0, 1, 8, 8)
     assert got.dtype == torch.float32
+    assert told == []
 
 
 def test_the_random_state_stays_and_bits_repeat() -> None:
@@ -193,7 +196,7 @@ def test_the_model_comes_back_as_it_was(name: str) -> None:
     before = state(net)
     assert len(set(before["modes"])) == 2  # mixed: a plain net.train() would not do
     assert len(set(before["flags"])) == 2
-    ATTACKS[name](net, x, y)
+    call(name, model=net, x=x, y=y)
     assert same(state(net), before)
 
 
@@ -212,7 +215,7 @@ def test_the_model_comes_back_after_an_error_inside_it(name: str) -> None:
     net, (x, y) = Fails(network()), batch()
     before = state(net)
     with pytest.raises(RuntimeError, match="out of something"):
-        ATTACKS[name](net, x, y)
+        call(name, model=net, x=x, y=y)
     assert same(state(net), before)
 
 
@@ -230,9 +233,71 @@ def test_the_comparison_of_states_sees_each_difference() -> None:
         assert not same(state(net), before)
 
 
-def test_a_model_in_train_mode_is_attacked_in_eval_mode() -> None:
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_a_model_in_train_mode_is_attacked_in_eval_mode(name: str) -> None:
     net, (x, y) = network(), batch()
-    assert torch.equal(fgsm(net.train(), x, y), fgsm(net.eval(), x, y))
+    in_train = call(name, model=net.train(), x=x, y=y)
+    assert torch.equal(in_train, call(name, model=net.eval(), x=x, y=y))
+    assert net(x).equal(net(x))
+    assert not net.train()(x).equal(net(x))  # the control: its dropout shows
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_images_are_new_and_the_callers_are_as_they_were(name: str) -> None:
+    net, (x, y) = network(), batch()
+    before = x.clone()
+    got = call(name, model=net, x=x.requires_grad_(True), y=y)
+    assert (got.shape, got.dtype, got.device, got.requires_grad) == (
+        x.shape, x.dtype, x.device, False,
+    )  # fmt: skip
+    assert torch.equal(x, before)
+    assert x.grad is None
+    assert got.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_global_random_state_stays_and_bits_repeat(name: str) -> None:
+    net, (x, y) = network(), batch()
+    before = torch.get_rng_state()
+    first = call(name, model=net, x=x, y=y)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(9)
+    assert torch.equal(call(name, model=net, x=x, y=y), first)
+
+
+class Narrow(nn.Module):
+    """Runs out of memory, as a GPU does, with more than ten images."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.refused = inner, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 10:
+            self.refused += 1
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_out_of_memory_means_fewer_images_at_once_and_the_same_result(name: str) -> None:
+    net, (x, y) = Narrow(network()), batch(40)
+    got = call(name, model=net, x=x, y=y)
+    assert net.refused > 0
+    assert torch.allclose(got, call(name, model=net.inner, x=x, y=y), atol=1e-5)
+
+
+def test_memory_for_not_even_one_image_is_an_error() -> None:
+    class Full(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return torch.ones(len(x), CLASSES)
+
+    x, y = batch()
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        fgsm(Full(), x, y)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -286,8 +351,8 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
         lambda x, y: {"model": network().to("meta")}, ValueError,
         r"model is on meta and x on cpu.*\.to\(",
     ),
-    "eps < 0": (lambda x, y: {"eps": -0.1}, ValueError, r"must be >= 0, not -0\.1"),
-    "eps NaN": (lambda x, y: {"eps": float("nan")}, ValueError, r"must be >= 0, not nan"),
+}  # fmt: skip
+BAD_TARGET: dict[str, tuple[Change, type[Exception], str]] = {
     "target is label": (lambda x, y: {"target": y}, ValueError, r"equals y for 6 images.*another"),
     "target too large": (
         lambda x, y: {"target": y + CLASSES}, ValueError, r"target spans.*has 3 classes.*0 to 2",
@@ -301,26 +366,58 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_with_value_and_remedy(name: str) -> None:
-    change, kind, message = BAD[name]
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+@pytest.mark.parametrize("name", [*BAD, *BAD_TARGET])
+def test_bad_input_is_refused_with_value_and_remedy(attack: str, name: str) -> None:
+    change, kind, message = (BAD | BAD_TARGET)[name]
+    if name in BAD_TARGET and attack in REFUSES_TARGET:
+        kind, message = ValueError, f"{attack} takes no target, because .*: leave target out"
     x, y = batch()
     arguments: dict[str, Any] = {"model": network(), "x": x, "y": y} | change(x, y)
+    if attack in NEEDS_TARGET and "target" not in arguments:
+        arguments["target"] = next_class(y)
     model = arguments["model"]
     modes = [m.training for m in model.modules()]
     with pytest.raises(kind) as caught:
-        fgsm(**arguments)
+        ATTACKS[attack](**arguments)
     assert re.search(message, str(caught.value)), str(caught.value)
     assert [m.training for m in model.modules()] == modes
 
 
-def test_probabilities_in_place_of_logits_are_warned_of() -> None:
+@pytest.mark.parametrize("eps", [-0.1, float("nan")])
+def test_eps_must_be_a_distance(eps: float) -> None:
+    x, y = batch()
+    for name in SIGN_FAMILY:
+        with pytest.raises(ValueError, match=f"eps must be >= 0, not {eps}"):
+            ATTACKS[name](network(), x, y, eps=eps)
+
+
+def test_an_attack_that_needs_a_target_says_how_to_get_one() -> None:
+    x, y = batch()
+    for name in ATTACKS:
+        if name in NEEDS_TARGET:
+            with pytest.raises(ValueError, match=r"needs target.*random_targets\(y, classes\)"):
+                ATTACKS[name](network(), x, y)
+        else:  # the control
+            ATTACKS[name](network(), x, y, **QUICK.get(name, {}))
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_probabilities_in_place_of_logits_are_warned_of(name: str) -> None:
     x, y = batch()
     with pytest.warns(UserWarning, match=r"sum to 1.*logits.*[Ss]oftmax"):
-        fgsm(nn.Sequential(network(), nn.Softmax(dim=1)), x, y)
+        call(name, model=nn.Sequential(network(), nn.Softmax(dim=1)), x=x, y=y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fgsm(network(), x, y)
+        call(name, model=network(), x=x, y=y)
+
+
+def test_the_warning_names_the_callers_line() -> None:
+    x, y = batch()
+    for attack in (fgsm, ATTACKS["pgd"], ATTACKS["deepfool"]):
+        with pytest.warns(UserWarning, match="sum to 1") as caught:
+            attack(nn.Sequential(network(), nn.Softmax(dim=1)), x, y)
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -339,3 +436,41 @@ def test_the_table_of_attacks_is_whole() -> None:
 def test_the_papers_settings(dataset: str, eps: float) -> None:
     found = {attack.name: attack.settings for attack in paper_attacks(dataset)}
     assert found["fgsm"] == {"eps": eps}
+    assert found["deepfool"] == {"overshoot": 0.02, "steps": 50}
+    assert found["jsma"] == {"theta": 1.0, "gamma": 0.145, "target": "random"}
+    assert found["carlini_wagner_l2"] == {"kappa": 0.0, "preset": "fast", "target": "random"}
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("attack", paper_attacks("mnist5k"), ids=lambda attack: attack.name)
+def test_the_papers_settings_are_settings_of_the_attack(attack: AttackSettings) -> None:
+    """And but for the target its defaults, so that a call without settings is the paper's."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(ATTACKS[attack.name]).parameters.items()
+    }
+    given = {name: value for name, value in attack.settings.items() if name != "target"}
+    assert given == {name: defaults[name] for name in given}
+
+
+def test_random_targets_are_uniform_over_the_other_classes() -> None:
+    y = torch.arange(10).repeat(900)
+    got = random_targets(y, 10, torch.Generator().manual_seed(1))
+    assert got.dtype == torch.int64
+    counts = torch.bincount(10 * y + got, minlength=100).view(10, 10)
+    assert counts.diag().tolist() == [0] * 10
+    others = counts[~torch.eye(10, dtype=torch.bool)]
+    assert 60 < int(others.min()) < int(others.max()) < 145  # 100 expected, 9.4 its deviation
+    assert torch.equal(got, random_targets(y, 10, torch.Generator().manual_seed(1)))
+    assert not torch.equal(got, random_targets(y, 10))
+    assert random_targets(y[:0], 10).shape == (0,)
+
+
+def test_random_targets_need_another_class_and_leave_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    random_targets(torch.tensor([0, 1]), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="classes must be >= 2, not 1"):
+        random_targets(torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match=r"y spans \[0, 3\], but the model has 3 classes"):
+        random_targets(torch.tensor([0, 3]), 3)

@@ -30,11 +30,16 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "classifiers": ("VERSION", ["classifiers.py"]),
     "training": ("VERSION", ["training.py"]),
     "attacks.sign": ("VERSION", ["attacks/sign.py", "attacks/_guard.py"]),
+    "attacks.deepfool": ("VERSION", ["attacks/deepfool.py", "attacks/_guard.py"]),
+    "attacks.jsma": ("VERSION", ["attacks/jsma.py", "attacks/_pool.py", "attacks/_guard.py"]),
+    "attacks.carlini_wagner": (
+        "VERSION", ["attacks/carlini_wagner.py", "attacks/_pool.py", "attacks/_guard.py"],
+    ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),
     "datasets.full": ("CIFAR10_VERSION", ["datasets/full.py", "datasets/base.py"]),
     "datasets.folder": ("VERSION", ["datasets/folder.py", "datasets/base.py"]),
-}
+}  # fmt: skip
 Entry = dict[str, Any]  # {"version": int, "code": sha256}
 
 

@@ -1,13 +1,34 @@
-"""What every attack does to its inputs and to the caller's model: check, freeze, restore."""
+"""What every attack shares: check the inputs, freeze the model and restore it, go chunk by chunk.
+
+An attack checks its settings and inputs first, then hands `in_chunks` a function that attacks a
+slice of the batch:
+
+    check_inputs(x, y, target)
+    check_number("eps", eps, 0)
+    return in_chunks(lambda rows: ..., model, x, y, target, progress=progress, name="fgsm")
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from unfool.progress import Progress
+
+# On a CPU larger activations are returned to the system after every pass and faulted in anew: 256
+# images at once cost almost three times as much per image as 32. A GPU takes all that fit.
+CPU_CHUNK = 32
+GPU_CHUNK = 4096
+
+
+# --- the caller's model ---------------------------------------------------------------------------
 
 
 @contextmanager
@@ -28,6 +49,103 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+
+
+def in_chunks(
+    attack: Callable[[slice], Tensor],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor | None = None,
+    *,
+    progress: Progress | None = None,
+    name: str = "",
+) -> Tensor:
+    """Attack the batch chunk by chunk with the model frozen; return all images, detached.
+
+    Checks the model and the classes against it first. A GPU that runs out of memory gets half the
+    chunk, so `attack` must give the same for the same rows when called again: random numbers are
+    drawn beforehand.
+
+    Args:
+        attack: attacks the images of a slice of `x` and returns them, (n, C, H, W).
+        model, x, y, target: as given to the attack, already seen by `check_inputs`.
+        progress: called as `progress(images done, all images, name)` after each chunk.
+    """
+    chunk = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
+    done, start = [x[:0].detach().clone()], 0
+    with frozen(model):
+        if len(x):
+            check_model(model, x, y, target)
+        while start < len(x):
+            try:
+                done.append(attack(slice(start, start + chunk)).detach())
+            except torch.cuda.OutOfMemoryError:
+                if chunk == 1:
+                    raise
+                chunk = (min(chunk, len(x)) + 1) // 2
+                continue
+            start = min(start + chunk, len(x))
+            if progress is not None:
+                progress(start, len(x), name)
+    return torch.cat(done)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def check_inputs(x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
+    """Refuse what is no batch of images with a class, and if given another target class, for each.
+
+    Raises:
+        TypeError, ValueError: with the value and the remedy.
+    """
+    check_images(x)
+    check_labels(y, x)
+    if target is not None:
+        check_labels(target, x, "target")
+        if (target == y).any():
+            raise ValueError(
+                f"target equals y for {int((target == y).sum())} images: aim at another class"
+            )
+
+
+def refuse_target(target: Tensor | None, name: str, why: str) -> None:
+    """Refuse a target where the attack `name` can take none, because `why`."""
+    if target is not None:
+        raise ValueError(
+            f"{name} takes no target, because {why}: leave target out, or use an attack that takes "
+            "one, such as bim, pgd or carlini_wagner_l2"
+        )
+
+
+def need_target(target: Tensor | None, name: str) -> Tensor:
+    """Return the target; refuse to go on without one."""
+    if target is None:
+        raise ValueError(
+            f"{name} needs target, a class per image (N,) int64 that is not y; "
+            "unfool.attacks.random_targets(y, classes) draws them"
+        )
+    return target
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, *, whole: bool = False
+) -> None:
+    """Refuse a setting that is no finite number from `low` to `high` (both allowed)."""
+    kind = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise TypeError(f"{name} must be {kind}, not {value!r} ({type(value).__name__})")
+    if not (low <= float(value) <= high and math.isfinite(value)):
+        limits = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        finite = " and finite" if value == math.inf else ""
+        raise ValueError(f"{name} must be {limits}{finite}, not {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def check_images(x: Tensor) -> None:
@@ -68,24 +186,26 @@ def check_labels(y: Tensor, x: Tensor, name: str = "y") -> None:
         raise ValueError(f"{name} is on {y.device} and x on {x.device}: move one with .to(device)")
 
 
-@torch.no_grad()
-def count_classes(model: nn.Module, x: Tensor) -> int:
-    """Return the number of logits, found by looking at one image; warn of outputs that are none."""
+def check_model(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
+    """Refuse a model that lies elsewhere or returns no logits, and classes that it doesn't have."""
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise ValueError(
             f"the model is on {parameter.device} and x on {x.device}: move one with .to(device)"
         )
-    logits = model(x[:1])
+    with torch.no_grad():
+        logits = model(x[:1])  # one image is enough to see what kind of outputs these are
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (N, classes), not {tuple(logits.shape)}")
     if logits.min() >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
         warnings.warn(
             "the model's outputs are >= 0 and sum to 1, like probabilities; attacks need logits: "
             "leave out its last Softmax",
-            stacklevel=4,
+            stacklevel=4,  # the line that called the attack
         )
-    return int(logits.shape[1])
+    check_range(y, logits.shape[1])
+    if target is not None:
+        check_range(target, logits.shape[1], "target")
 
 
 def check_range(y: Tensor, classes: int, name: str = "y") -> None:
@@ -95,3 +215,34 @@ def check_range(y: Tensor, classes: int, name: str = "y") -> None:
             f"{name} spans [{int(y.min())}, {int(y.max())}], but the model has {classes} classes: "
             f"indices run from 0 to {classes - 1}"
         )
+
+
+# --- random numbers -------------------------------------------------------------------------------
+
+
+def uniform_noise(x: Tensor, size: float, generator: Generator | None) -> Tensor:
+    """Return noise like x, uniform in [-size, size], drawn image by image in their order.
+
+    From `generator`, else from one of seed 0: the global random state is neither read nor moved.
+    Drawn where the generator lives, so that a CPU generator gives a GPU the same noise.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    noise = torch.empty(x.shape, device=generator.device)
+    return noise.uniform_(-size, size, generator=generator).to(x.device)
+
+
+def random_targets(y: Tensor, classes: int, generator: Generator | None = None) -> Tensor:
+    """Return a class for each image, (N,) int64, drawn uniformly from all but its own.
+
+    The paper aims JSMA and Carlini and Wagner's attack at such targets.
+
+    Args:
+        y: true classes (N,), int64.
+        classes: how many there are, at least 2.
+        generator: draws them, in the order of the images; by default one of seed 0.
+    """
+    check_number("classes", classes, 2, whole=True)
+    check_range(y, classes)
+    generator = generator or torch.Generator().manual_seed(0)
+    shift = torch.randint(1, classes, y.shape, generator=generator, device=generator.device)
+    return (y + shift.to(y.device)) % classes
