@@ -127,7 +127,8 @@ def test_a_step_of_adam_equals_torchs() -> None:
 
 @pytest.mark.parametrize("targeted", [True, False])
 def test_as_near_as_foolbox(targeted: bool) -> None:
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     net, (x, y, target) = rightly_read()
     attack = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=4, steps=60, stepsize=0.1, initial_const=0.1

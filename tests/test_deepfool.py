@@ -94,7 +94,8 @@ def test_its_images_are_those_of_the_algorithm_done_one_by_one() -> None:
 
 
 def test_it_goes_as_far_as_foolboxs_and_succeeds_as_often() -> None:
-    foolbox = pytest.importorskip("foolbox")
+    import foolbox
+
     net, x, y = some(48)
     attack = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)
     theirs, _, _ = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), x, y, epsilons=None)

@@ -170,7 +170,6 @@ def test_every_step_is_the_tables_on_a_small_network(theta: float) -> None:
 
 
 def test_top2_equals_arts() -> None:
-    pytest.importorskip("art")
     from art.attacks.evasion import SaliencyMapMethod
     from art.estimators.classification import PyTorchClassifier
 

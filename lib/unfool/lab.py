@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
-from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
+from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
 from unfool.defenses import DEFENSES, Threshold, pix2pix
 from unfool.evaluation import (
@@ -169,7 +169,8 @@ class Lab:
         made, _ = load_tensors(folder / "set.safetensors")
         return AdversarialSet(
             part.images, made["x_adv"], part.labels, made["attacked"], made["success"],
-            attack=wanted.name, attack_settings=wanted.settings, classifier=classifier,
+            target=made.get("target"), attack=wanted.name, attack_settings=wanted.settings,
+            classifier=classifier,
             dataset=self.data.name, fingerprint=self.data.fingerprint, split=split, seed=self.seed,
         )  # fmt: skip
 
@@ -409,13 +410,17 @@ class Lab:
     ) -> dict[str, Tensor]:
         x, y = part.images, part.labels
         generator = torch.Generator().manual_seed(self.seed)
+        settings, made = dict(wanted.settings), {}
+        if settings.get("target") == "random":
+            made["target"] = random_targets(y, len(self.data.classes), generator)
+            settings["target"] = made["target"].to(self.device)
         x_adv = ATTACKS[wanted.name](
             net, x.to(self.device), y.to(self.device),
-            generator=generator, progress=progress, **wanted.settings,
+            generator=generator, progress=progress, **settings,
         ).cpu()  # fmt: skip
-        attacked = predict(net, x) == y
-        success = attacked & (predict(net, x_adv) != y)
-        return {"x_adv": x_adv, "attacked": attacked, "success": success}
+        attacked, read = predict(net, x) == y, predict(net, x_adv)
+        hit = read == made["target"] if made else read != y
+        return made | {"x_adv": x_adv, "attacked": attacked, "success": attacked & hit}
 
     def _settings(self, attack: str | AttackSettings, override: dict[str, Any]) -> AttackSettings:
         if isinstance(attack, AttackSettings):
