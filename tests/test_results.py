@@ -98,6 +98,13 @@ def test_weights_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
         assert accuracy(fresh, part.images, part.labels) < 0.975
 
 
+def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text("utf-8"), re.S)
+    assert 'profile="classroom"' in example
+    exec(compile(example.replace('"classroom"', '"smoke"'), "README.md", "exec"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
 def test_the_readmes_picture_is_the_notebooks() -> None:
     notebook = json.loads((REPO / "notebooks" / "00_start.ipynb").read_text("utf-8"))
     drawn = [
