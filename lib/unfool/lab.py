@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -101,8 +102,15 @@ class Lab:
         if wanted not in self._loaded:
             if name not in classifiers.CLASSIFIERS and name in committed_weights():
                 net, known = self._committed(name)
-            else:
+            elif name in classifiers.CLASSIFIERS:
                 net, known = self._trained(name, relu_logits)
+            else:
+                there = [*classifiers.CLASSIFIERS, *committed_weights()]
+                close = get_close_matches(name, there, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"unknown classifier {name!r}: choose from {', '.join(there)}{hint}"
+                )
             net.to(self.device).eval()
             self._known[net] = known
             self._loaded[wanted] = net
