@@ -51,6 +51,10 @@ DRAW: dict[str, Callable[[], Figure]] = {
         {"clean": pictures(2), "attacked": pictures(2)},
         {"attacked": torch.tensor([1, 0])}, torch.tensor([0, 0]), ("cat", "dog"), caption="pets",
     ),
+    "panels": lambda: figures.panels(
+        {"clean": torch.full((1, 8, 8), 0.5), "alpha": pictures(1)[0] - torch.ones(8, 8)},
+        signed=["alpha"], marked={"clean": torch.eye(8) > 0}, caption="where it would push",
+    ),
     "lines": lambda: figures.lines(
         [0.0, 0.1, 0.2], {"fgsm": [0.0, 0.5, 0.9], "noise": [0.0, 0.1, 0.125]},
         intervals={"fgsm": [(0, 0.1), (0.4, 0.6), (0.8, 1)]}, xlabel="eps", ylabel="success",
@@ -72,6 +76,7 @@ WORDS = {
     "images": ["3 images, clean: 3, 5, 8", "change"],
     "images, colour": ["2 images, photo"],
     "verdicts": ["attacked: read as dog, cat", "true: cat, cat"],
+    "panels": ["clean: mean 0.500, 8 pixels marked", "alpha: from -"],
     "lines": ["eps = 0, 0.1, 0.2", "fgsm: 0.0%, 50.0%, 90.0%", "noise"],
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],

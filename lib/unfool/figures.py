@@ -155,6 +155,40 @@ def verdicts(
     )
 
 
+@_styled
+def panels(
+    pictures: Mapping[str, Tensor],
+    *,
+    signed: Iterable[str] = (),
+    marked: Mapping[str, Tensor] | None = None,
+    caption: str,
+) -> Figure:
+    """Draw a few images large, side by side, each under its title.
+
+    Args:
+        pictures: title -> image (C, H, W) in [0, 1].
+        signed: titles of those that hold any sign; mid-grey is 0.
+        marked: title -> pixels to mark with a cross, (H, W) bool.
+        caption: see `Figure`.
+    """
+    signed, marked = set(signed), marked or {}
+    alt = "; ".join(
+        f"{title}: "
+        + (f"from {x.min():.2f} to {x.max():.2f}" if title in signed else f"mean {x.mean():.3f}")
+        + (f", {int(marked[title].sum())} pixels marked" if title in marked else "")
+        for title, x in pictures.items()
+    )
+    figure = _new(1.75 * len(pictures) + 0.1, 1.98, alt, caption)
+    axes = figure.subplots(1, len(pictures), squeeze=False)[0]
+    for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+        _image(axis, picture, title in signed)
+        axis.set_title(title)
+        if title in marked:
+            row, column = marked[title].cpu().nonzero().T.numpy()
+            axis.plot(column, row, "x", color=WRONG, ms=2.4, mew=0.9)
+    return figure
+
+
 def _image(axis: Axes, image: Tensor, signed: bool) -> None:
     array = image.detach().cpu().permute(1, 2, 0).numpy()
     if signed:
