@@ -70,6 +70,10 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "unet": lambda: figures.unet(
         [(1, 32, 32), (4, 16, 16), (8, 8, 8), (4, 16, 16), (1, 32, 32)], caption="down and up",
     ),
+    "regions": lambda: figures.regions(
+        {"split": (torch.arange(8) >= 4).long().expand(8, 8)},
+        {"split": [(0.25, 0.5), (0.75, 0.5)]}, classes=["left", "right"], caption="two halves",
+    ),
 }  # fmt: skip
 
 WORDS = {
@@ -81,6 +85,7 @@ WORDS = {
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
+    "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }
 

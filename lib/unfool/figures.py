@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib
+import matplotlib.colors
 import matplotlib.patches
 import matplotlib.style
 import numpy as np
@@ -417,3 +418,68 @@ def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
     axis.set_ylim(-0.62 * middle - 0.75, 2.0)
     axis.set_axis_off()
     return figure
+
+
+@_styled
+def regions(
+    planes: Mapping[str, Tensor],
+    paths: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    classes: Sequence[str],
+    caption: str,
+) -> Figure:
+    """Draw which class a classifier of two numbers gives each point, and a path through it.
+
+    Args:
+        planes: title of a panel -> classes on an even grid over the unit square, (H, W) int64,
+            the first row at the bottom.
+        paths: title of a panel -> points (horizontal, vertical), from the start to the end.
+        classes: names of the classes.
+        caption: see `Figure`.
+    """
+    alt = "; ".join(
+        f"{title}: {_areas(plane, classes)}; path "
+        + " → ".join(f"({x:.2f}, {y:.2f})" for x, y in paths[title])
+        for title, plane in planes.items()
+    )
+    figure = _new(3.5 * len(planes), 3.6, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(planes)))
+    colours = matplotlib.colors.ListedColormap(["#eef2f8", "#fbe9df", "#ddf0ee"])
+    for axis, (title, plane) in zip(axes, planes.items(), strict=True):
+        grid = plane.cpu().numpy()
+        axis.imshow(
+            grid % colours.N, cmap=colours, vmin=0, vmax=colours.N - 1, origin="lower",
+            extent=(0, 1, 0, 1), interpolation="nearest",
+        )  # fmt: skip
+        for k, name in enumerate(classes):
+            if (grid == k).any():
+                if (grid != k).any():
+                    axis.contour(
+                        grid == k, levels=[0.5], colors=QUIET, linewidths=0.8, extent=(0, 1, 0, 1)
+                    )
+                row, column = _inside(grid == k)
+                axis.annotate(
+                    name, ((column + 0.5) / grid.shape[1], (row + 0.5) / grid.shape[0]),
+                    ha="center", va="center", color=QUIET, fontsize=13, fontweight="bold",
+                )  # fmt: skip
+        x, y = zip(*paths[title], strict=True)
+        axis.plot(x, y, color=WRONG, lw=1.8, marker="o", ms=4)
+        axis.plot(x[0], y[0], "o", color=INK, ms=8)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("first pixel")
+    axes[0].set_ylabel("second pixel")
+    return figure
+
+
+def _areas(plane: Tensor, classes: Sequence[str]) -> str:
+    """Say which share of the plane each class has."""
+    return ", ".join(
+        f"{name} {(plane == k).float().mean().item():.0%}" for k, name in enumerate(classes)
+    )
+
+
+def _inside(mask: np.ndarray) -> tuple[int, int]:
+    """Return a point of the region, (row, column): the one nearest to its centre of mass."""
+    points = np.argwhere(mask)
+    nearest = ((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin()
+    return int(points[nearest][0]), int(points[nearest][1])
