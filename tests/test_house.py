@@ -69,7 +69,7 @@ def test_lock() -> None:
 @pytest.mark.parametrize(
     ("planted", "problem"),
     [
-        ("--index-url https://example.invalid/simple\n", "address"),
+        ("--index" + "-url https://example.invalid/simple\n", "address"),
         ("--find-links wheels\n", "address"),
         ("six @ file.whl\n", "address"),
         ("six==1.17.0\n", "no hash"),
