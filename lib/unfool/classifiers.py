@@ -14,7 +14,7 @@ robustness. Attacks and losses here get plain logits; `relu_logits=True` restore
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 
 import torch
@@ -41,13 +41,18 @@ def build(
         ValueError: no classifier of that name; the message lists them.
     """
     if name not in CLASSIFIERS:
-        close = get_close_matches(name, CLASSIFIERS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown classifier {name!r}: choose from {', '.join(CLASSIFIERS)}{hint}")
+        raise unknown(name, CLASSIFIERS)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         net = CLASSIFIERS[name](shape, classes)
     return nn.Sequential(net, nn.ReLU()) if relu_logits else net
+
+
+def unknown(name: str, choices: Collection[str]) -> ValueError:
+    """Return the error for a classifier's name that is none of `choices`."""
+    close = get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return ValueError(f"unknown classifier {name!r}: choose from {', '.join(choices)}{hint}")
 
 
 # --- the paper's Table 1 ---------------------------------------------------------------------

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -105,12 +104,7 @@ class Lab:
             elif name in classifiers.CLASSIFIERS:
                 net, known = self._trained(name, relu_logits)
             else:
-                there = [*classifiers.CLASSIFIERS, *committed_weights()]
-                close = get_close_matches(name, there, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(
-                    f"unknown classifier {name!r}: choose from {', '.join(there)}{hint}"
-                )
+                raise classifiers.unknown(name, [*classifiers.CLASSIFIERS, *committed_weights()])
             net.to(self.device).eval()
             self._known[net] = known
             self._loaded[wanted] = net
@@ -408,9 +402,7 @@ class Lab:
             )
         net = classifiers.build(made["classifier"], self.data.shape, made["classes"])
         # Committed weights are bfloat16 to be small; they are used in float32.
-        net.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-        )
+        net.load_state_dict(_in_float32(tensors))
         return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
 
     def _attack(
@@ -449,9 +441,7 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     net = lab.classifier(classifier)
     small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     rounded = classifiers.build(classifier, lab.data.shape, len(lab.data.classes))
-    rounded.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in small.items()}
-    )
+    rounded.load_state_dict(_in_float32(small))
     made = {
         "classifier": classifier,
         "dataset": lab.dataset,
@@ -470,6 +460,10 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     path = WEIGHTS / f"{classifier}-{lab.data.name}.safetensors"
     save_tensors(path, small, made)
     return path
+
+
+def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def find_device(name: str) -> torch.device:
