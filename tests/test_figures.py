@@ -74,6 +74,17 @@ DRAW: dict[str, Callable[[], Figure]] = {
         {"split": (torch.arange(8) >= 4).long().expand(8, 8)},
         {"split": [(0.25, 0.5), (0.75, 0.5)]}, classes=["left", "right"], caption="two halves",
     ),
+    "field": lambda: figures.field(
+        {"start": torch.linspace(0.2, 0.75, 8).expand(8, 8)}, torch.eye(2),
+        {"start": torch.zeros(3, 2)}, extent=1.5, caption="what D thinks",
+    ),
+    "field, points": lambda: figures.field(
+        {}, torch.eye(2), {"one": torch.zeros(3, 2), "two": -torch.eye(2)}, extent=1.5,
+        caption="two runs",
+    ),
+    "footprints": lambda: figures.footprints(
+        {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
+    ),
 }  # fmt: skip
 
 WORDS = {
@@ -86,6 +97,9 @@ WORDS = {
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
+    "field": ["start: D from 0.20 to 0.75, 3 points made, 2 real"],
+    "field, points": ["one: 3 points made, 2 real; two: 2 points made"],
+    "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }
 

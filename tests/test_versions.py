@@ -36,6 +36,7 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         "VERSION", ["attacks/carlini_wagner.py", "attacks/_pool.py", "attacks/_guard.py"],
     ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
+    "defenses.wgan_gp": ("VERSION", ["defenses/wgan_gp.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),
     "datasets.full": ("CIFAR10_VERSION", ["datasets/full.py", "datasets/base.py"]),
     "datasets.folder": ("VERSION", ["datasets/folder.py", "datasets/base.py"]),

@@ -483,3 +483,94 @@ def _inside(mask: np.ndarray) -> tuple[int, int]:
     points = np.argwhere(mask)
     nearest = ((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin()
     return int(points[nearest][0]), int(points[nearest][1])
+
+
+@_styled
+def field(
+    planes: Mapping[str, Tensor],
+    real: Tensor,
+    made: Mapping[str, Tensor],
+    *,
+    extent: float,
+    levels: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    caption: str,
+) -> Figure:
+    """Draw a discriminator's verdict over the plane, with real and made points on it.
+
+    Args:
+        planes: title of a panel -> probability "real" on an even grid over
+            [-extent, extent] x [-extent, extent], (H, W) in [0, 1], the first row at the bottom;
+            empty where only points are to be seen.
+        real: real points, (N, 2).
+        made: title of a panel -> points that the generator made, (N, 2).
+        extent: half the side of the square that is shown.
+        levels: probabilities whose contour lines are drawn and labelled.
+        caption: see `Figure`.
+    """
+    alt = "; ".join(
+        f"{title}: "
+        + (f"D from {planes[title].min():.2f} to {planes[title].max():.2f}, " if planes else "")
+        + f"{len(points)} points made, {len(real)} real"
+        for title, points in made.items()
+    )
+    figure = _new(2.75 * len(made), 2.95, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(made), sharey=True))
+    for axis, (title, points) in zip(axes, made.items(), strict=True):
+        if planes:
+            grid, sides = (
+                planes[title].cpu().numpy(),
+                np.linspace(-extent, extent, len(planes[title])),
+            )
+            axis.imshow(
+                grid, cmap="PuOr", vmin=-0.3, vmax=1.3, origin="lower",
+                extent=(-extent, extent, -extent, extent), interpolation="bilinear",
+            )  # fmt: skip
+            if grid.min() < max(levels) and grid.max() > min(levels):
+                lines = axis.contour(
+                    sides, sides, grid, levels=levels, colors=QUIET, linewidths=0.7
+                )
+                axis.clabel(lines, fontsize=6.5, fmt="%.1f")
+        axis.plot(*real.cpu().numpy().T, "+", color=INK, ms=4, mew=0.6, label="real")
+        axis.plot(
+            *points.cpu().numpy().T, "o", color=WRONG, ms=2.6, mec="white", mew=0.3, label="made"
+        )
+        axis.set(title=title, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].legend(loc="upper left", fontsize=7.5, handletextpad=0.1, borderpad=0.3)
+    return figure
+
+
+@_styled
+def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figure:
+    """Draw which pixels one output of a network depends on, with the image's border over it.
+
+    Args:
+        planes: title of a panel -> size of the output's gradient, (H, W), 0 where it looks away.
+        side: pixels along a side of the image, drawn dashed in the middle.
+        caption: see `Figure`.
+    """
+    seen = {title: [int((p > 0).any(k).sum()) for k in (1, 0)] for title, p in planes.items()}
+    alt = "; ".join(f"{title}: {h} × {w} pixels seen" for title, (h, w) in seen.items())
+    alt += f"; image {side} × {side}"
+    figure = _new(2.5 * len(planes), 2.75, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(planes), sharey=True))
+    for axis, (title, plane) in zip(axes, planes.items(), strict=True):
+        grid = plane.cpu().numpy()
+        # The gradient falls off so steeply that only its logarithm shows the edge.
+        shade = np.log10(np.where(grid > 0, grid / grid.max(), np.nan)).clip(-4)
+        axis.imshow(shade, cmap="Blues", vmin=-6, vmax=0, interpolation="nearest")
+        low = (len(grid) - side) / 2 - 0.5
+        axis.add_patch(
+            matplotlib.patches.Rectangle(
+                (low, low), side, side, fill=False, ec=WRONG, ls="--", lw=1.6
+            )
+        )
+        axis.annotate(
+            f"image {side} × {side}", (len(grid) / 2, low - 1), ha="center", color=WRONG,
+            fontsize=8,
+        )  # fmt: skip
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure

@@ -24,7 +24,7 @@ from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
-from unfool.defenses import DEFENSES, Threshold, pix2pix
+from unfool.defenses import DEFENSES, Threshold, pix2pix, wgan_gp
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -199,6 +199,14 @@ class Lab:
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         return self._purifier(classifier, seen, replace(self.profile.purifier, **settings))
 
+    def gan(self, **settings: Any) -> wgan_gp.Generator:
+        """Return a generator of images like the training images: a WGAN-GP, in eval mode.
+
+        Args:
+            settings: override the profile's, e.g. `epochs=2`; see `wgan_gp.Settings`.
+        """
+        return self._generator(replace(self.profile.gan, **settings))
+
     # --- what is measured ---
 
     def evaluate(
@@ -354,6 +362,31 @@ class Lab:
             "settings": asdict(settings),
             "attacks": [attack.name for attack in seen],
         }
+        return generator
+
+    def _generator(self, settings: wgan_gp.Settings) -> wgan_gp.Generator:
+        part = self.data.train
+        part = part.first(min(len(part), self.profile.classifier_images or len(part)))
+        config = {
+            "name": f"wgan_gp-{self.data.name}",
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [wgan_gp.VERSION, training.VERSION, self.device.type],
+        }
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            generator = wgan_gp.Generator(self.data.shape, settings.latent, settings.width)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return wgan_gp.train(
+                part.images, settings, seed=self.seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("gan", config, generator, fit)
+        generator.to(self.device).eval()
+        self._known[generator] = known | {"name": "wgan_gp"}
         return generator
 
     def pairs(
