@@ -80,7 +80,7 @@ DRAW: dict[str, Callable[[], Figure]] = {
     ),
     "field, points": lambda: figures.field(
         {}, torch.eye(2), {"one": torch.zeros(3, 2), "two": -torch.eye(2)}, extent=1.5,
-        caption="two runs",
+        legend=("clean", "moved"), caption="two runs",
     ),
     "footprints": lambda: figures.footprints(
         {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
@@ -97,8 +97,8 @@ WORDS = {
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
-    "field": ["start: D from 0.20 to 0.75, 3 points made, 2 real"],
-    "field, points": ["one: 3 points made, 2 real; two: 2 points made"],
+    "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
+    "field, points": ["one: 2 points clean, 3 moved; two: 2 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }

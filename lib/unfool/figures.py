@@ -200,6 +200,11 @@ def _image(axis: Axes, image: Tensor, signed: bool) -> None:
         array[:, :, 0] if grey else array,
         cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest",
     )  # fmt: skip
+    _framed(axis)
+
+
+def _framed(axis: Axes) -> None:
+    """Leave out the ticks, and draw all four sides."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -493,6 +498,7 @@ def field(
     *,
     extent: float,
     levels: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    legend: tuple[str, str] = ("real", "made"),
     caption: str,
 ) -> Figure:
     """Draw a discriminator's verdict over the plane, with real and made points on it.
@@ -505,15 +511,16 @@ def field(
         made: title of a panel -> points that the generator made, (N, 2).
         extent: half the side of the square that is shown.
         levels: probabilities whose contour lines are drawn and labelled.
+        legend: what the crosses (`real`) and the dots (`made`) are called.
         caption: see `Figure`.
     """
     alt = "; ".join(
         f"{title}: "
         + (f"D from {planes[title].min():.2f} to {planes[title].max():.2f}, " if planes else "")
-        + f"{len(points)} points made, {len(real)} real"
+        + f"{len(real)} points {legend[0]}, {len(points)} {legend[1]}"
         for title, points in made.items()
     )
-    figure = _new(2.75 * len(made), 2.95, alt, caption)
+    figure = _new(2.75 * len(made), 3.1, alt, caption)
     axes = np.atleast_1d(figure.subplots(1, len(made), sharey=True))
     for axis, (title, points) in zip(axes, made.items(), strict=True):
         if planes:
@@ -530,13 +537,12 @@ def field(
                     sides, sides, grid, levels=levels, colors=QUIET, linewidths=0.7
                 )
                 axis.clabel(lines, fontsize=6.5, fmt="%.1f")
-        axis.plot(*real.cpu().numpy().T, "+", color=INK, ms=4, mew=0.6, label="real")
+        axis.plot(*real.cpu().numpy().T, "+", color=INK, ms=4, mew=0.6, label=legend[0])
         axis.plot(
-            *points.cpu().numpy().T, "o", color=WRONG, ms=2.6, mec="white", mew=0.3, label="made"
+            *points.cpu().numpy().T, "o", color=WRONG, ms=2.6, mec="white", mew=0.3, label=legend[1]
         )
         axis.set(title=title, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        _framed(axis)
     axes[0].legend(loc="upper left", fontsize=7.5, handletextpad=0.1, borderpad=0.3)
     return figure
 
@@ -553,7 +559,7 @@ def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figu
     seen = {title: [int((p > 0).any(k).sum()) for k in (1, 0)] for title, p in planes.items()}
     alt = "; ".join(f"{title}: {h} × {w} pixels seen" for title, (h, w) in seen.items())
     alt += f"; image {side} × {side}"
-    figure = _new(2.5 * len(planes), 2.75, alt, caption)
+    figure = _new(2.5 * len(planes), 2.9, alt, caption)
     axes = np.atleast_1d(figure.subplots(1, len(planes), sharey=True))
     for axis, (title, plane) in zip(axes, planes.items(), strict=True):
         grid = plane.cpu().numpy()
@@ -567,10 +573,9 @@ def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figu
             )
         )
         axis.annotate(
-            f"image {side} × {side}", (len(grid) / 2, low - 1), ha="center", color=WRONG,
-            fontsize=8,
+            f"image {side} × {side}", (len(grid) / 2, low - 2.5), ha="center", color=WRONG,
+            fontsize=8, bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1},
         )  # fmt: skip
         axis.set_title(title)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        _framed(axis)
     return figure
