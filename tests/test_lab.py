@@ -118,6 +118,28 @@ def test_other_settings_are_another_artifact(cold: Built) -> None:
     assert torch.equal(asked.x_adv, weak.x_adv)
 
 
+def test_a_purifier_as_it_was_after_an_epoch(cold: Built, root: Path) -> None:
+    lab = cold.lab
+    early = lab.defense("pix2pix", after=1)
+    assert isinstance(early, nn.Module)
+    assert not early.training
+    assert len(lab.history(early)) == 1
+    assert lab.evaluate(early, cold.adversarial).defense_settings["epochs"] == 1
+    shorter = lab.defense("pix2pix", epochs=1)
+    assert isinstance(shorter, nn.Module)
+    assert same(early.state_dict(), shorter.state_dict())
+    assert not same(early.state_dict(), cold.pure.state_dict())
+    last = lab.defense("pix2pix", after=lab.profile.purifier.epochs)
+    assert isinstance(last, nn.Module)
+    assert same(last.state_dict(), cold.pure.state_dict())
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_epoch_that_never_was_is_refused(cold: Built, after: int) -> None:
+    with pytest.raises(ValueError, match=rf"after={after} is no epoch .* choose 1 to 2"):
+        cold.lab.defense("pix2pix", after=after)
+
+
 def test_the_adversarial_set_is_what_it_says(cold: Built) -> None:
     one = cold.adversarial
     assert len(one) == cold.lab.profile.images("fgsm", "test")

@@ -178,7 +178,7 @@ class Lab:
 
     def defense(
         self, name: str, *, classifier: str = "anet",
-        attacks: Sequence[AttackSettings] | None = None, **settings: Any,
+        attacks: Sequence[AttackSettings] | None = None, after: int | None = None, **settings: Any,
     ) -> nn.Module | None:  # fmt: skip
         """Return a defence: a module from images to images, or None for "none".
 
@@ -186,6 +186,8 @@ class Lab:
             name: a key of `unfool.defenses.DEFENSES`.
             classifier: the classifier that it is to protect.
             attacks: those whose images it is trained on; by default `paper_attacks(dataset)`.
+            after: return a trained one as it was after so many epochs, not at its end; costs
+                nothing once it is trained.
             settings: override the profile's, e.g. `epochs=2`; see `pix2pix.Settings`.
         """
         if name not in DEFENSES:
@@ -197,7 +199,8 @@ class Lab:
             self._known[module] = {"name": name, "settings": settings, "attacks": []}
             return module
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
-        return self._purifier(classifier, seen, replace(self.profile.purifier, **settings))
+        wanted = replace(self.profile.purifier, **settings)
+        return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
 
     # --- what is measured ---
 
@@ -320,8 +323,14 @@ class Lab:
         return net, known | {"name": name, "trained_on": self.dataset}
 
     def _purifier(
-        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings
-    ) -> nn.Module:
+        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings,
+        after: int,
+    ) -> nn.Module:  # fmt: skip
+        if not 1 <= after <= settings.epochs:
+            raise ValueError(
+                f"after={after} is no epoch of a purifier that is trained for {settings.epochs}: "
+                f"choose 1 to {settings.epochs}, or raise epochs"
+            )
         net = self.classifier(classifier)
         config = {
             "name": f"pix2pix-{classifier}-{self.data.name}",
@@ -329,6 +338,7 @@ class Lab:
             "fingerprint": self.data.fingerprint,
             "attacks": [asdict(attack) for attack in seen],
             "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "kept": "every epoch",
             "settings": asdict(settings),
             "seed": self.seed,
             "version": [
@@ -341,17 +351,24 @@ class Lab:
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
             x, y = self.pairs(seen, classifier=classifier)
+
+            def keep(done: int, generator: nn.Module) -> None:
+                save_tensors(checkpoint.with_name(_epoch_file(done)), generator.state_dict(), {})
+
             return pix2pix.train(
                 x, y, settings, seed=self.seed, device=self.device,
                 guide=pix2pix.agrees_with_clean(net) if settings.mu else None,
-                checkpoint=checkpoint, progress=progress,
+                checkpoint=checkpoint, after_epoch=keep, progress=progress,
             )  # fmt: skip
 
-        known = self._from_store("purifier", config, generator, fit)
+        known = self._from_store(
+            "purifier", config, generator, fit, copies=settings.epochs, epoch=after
+        )
         generator.to(self.device).eval()
+        # The rate is constant, so its state after 3 of 6 epochs is that of a training for 3.
         self._known[generator] = known | {
             "name": "pix2pix",
-            "settings": asdict(settings),
+            "settings": asdict(replace(settings, epochs=after)),
             "attacks": [attack.name for attack in seen],
         }
         return generator
@@ -378,20 +395,29 @@ class Lab:
     def _from_store(
         self, kind: str, config: Mapping[str, Any], module: nn.Module,
         fit: Callable[[Path, Any], tuple[nn.Module, training.History]],
+        *, copies: int = 0, epoch: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Load `module` from the store, training it first where it is not there."""
+        """Load `module` from the store, training it first where it is not there.
+
+        `copies` is how often `fit` saves the weights beside the final ones, `epoch` the one of
+        these copies that is wanted.
+        """
 
         def build(folder: Path) -> None:
             with shown(f"training {config['name']}") as progress:
                 trained, history = fit(folder / "checkpoint.safetensors", progress)
             save_tensors(folder / "weights.safetensors", trained.state_dict(), {"history": history})
 
-        size = 20 * sum(p.numel() for p in module.parameters())  # weights, Adam's two, a spare copy
+        # 4 bytes each for weights, Adam's two moments, spare ones while files are renamed.
+        size = (20 + 4 * copies) * sum(p.numel() for p in module.parameters())
         with shown(str(config["name"])) as progress:
             folder = self.store.get(kind, config, build, needs_bytes=size, progress=progress)
         tensors, metadata = load_tensors(folder / "weights.safetensors")
+        history = metadata["history"]
+        if epoch is not None and epoch < len(history):
+            tensors, _ = load_tensors(folder / _epoch_file(epoch))
         module.load_state_dict(tensors)
-        return {"key": artifact_key(config), "history": metadata["history"]}
+        return {"key": artifact_key(config), "history": history[:epoch]}
 
     def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
         tensors, made = load_tensors(WEIGHTS / f"{name}.safetensors")
@@ -460,6 +486,11 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     path = WEIGHTS / f"{classifier}-{lab.data.name}.safetensors"
     save_tensors(path, small, made)
     return path
+
+
+def _epoch_file(done: int) -> str:
+    """Where a purifier's weights after so many epochs lie, beside the final ones."""
+    return f"epoch-{done:03}.safetensors"
 
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
