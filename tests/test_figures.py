@@ -67,6 +67,7 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.bars(
         ["3", "8"], [0.25, 0.75], highlight=1, xlabel="confidence", caption="what it believes",
     ),
+    "framework": lambda: figures.framework((1, 28, 28), (12, 12), caption="c"),
     "unet": lambda: figures.unet(
         [(1, 32, 32), (4, 16, 16), (8, 8, 8), (4, 16, 16), (1, 32, 32)], caption="down and up",
     ),
@@ -86,6 +87,7 @@ WORDS = {
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
+    "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from unfool import classifiers
 from unfool import lab as lab_room
 from unfool.artifacts import Store, load_tensors, save_tensors
-from unfool.attacks import AttackSettings
+from unfool.attacks import AttackSettings, paper_attacks
+from unfool.defenses import pix2pix
 from unfool.evaluation import AdversarialSet, Record, predict, read_records
 from unfool.figures import bars
 from unfool.lab import Lab, commit_weights, committed_weights, find_device
@@ -118,20 +119,32 @@ def test_other_settings_are_another_artifact(cold: Built) -> None:
     assert torch.equal(asked.x_adv, weak.x_adv)
 
 
-def test_a_purifier_as_it_was_after_an_epoch(cold: Built, root: Path) -> None:
-    lab = cold.lab
+def test_a_purifier_as_it_was_after_an_epoch(cold: Built) -> None:
+    lab, seen = cold.lab, []
     early = lab.defense("pix2pix", after=1)
     assert isinstance(early, nn.Module)
+    pix2pix.train(
+        *lab.pairs(paper_attacks("mnist5k")), lab.profile.purifier,
+        after_epoch=lambda _, net: seen.append({k: v.clone() for k, v in net.state_dict().items()}),
+    )  # fmt: skip
+    assert same(early.state_dict(), seen[0])
+    assert same(cold.pure.state_dict(), seen[1])
+    assert not same(seen[0], seen[1])
     assert not early.training
-    assert len(lab.history(early)) == 1
-    assert lab.evaluate(early, cold.adversarial).defense_settings["epochs"] == 1
-    shorter = lab.defense("pix2pix", epochs=1)
-    assert isinstance(shorter, nn.Module)
-    assert same(early.state_dict(), shorter.state_dict())
-    assert not same(early.state_dict(), cold.pure.state_dict())
-    last = lab.defense("pix2pix", after=lab.profile.purifier.epochs)
-    assert isinstance(last, nn.Module)
-    assert same(last.state_dict(), cold.pure.state_dict())
+    assert lab.history(early) == lab.history(cold.pure)[:1]
+    assert lab.evaluate(early, cold.adversarial).defense_settings["after"] == 1
+    assert "after" not in lab.evaluate(cold.pure, cold.adversarial).defense_settings
+
+
+def test_defences_are_compared_on_every_set(cold: Built) -> None:
+    lab, half = cold.lab, cold.lab.adversarial_set("fgsm", eps=0.3)
+    grid = lab.compare({"none": None, "pure": cold.pure}, {"weak": cold.adversarial, "0.3": half})
+    assert {name: list(row) for name, row in grid.items()} == {
+        "none": ["weak", "0.3"], "pure": ["weak", "0.3"],
+    }  # fmt: skip
+    assert (grid["pure"]["0.3"].defense, grid["none"]["0.3"].defense) == ("pix2pix", "none")
+    assert grid["none"]["weak"].attack_settings == {"eps": 0.15}
+    assert grid["none"]["0.3"].attack_settings == {"eps": 0.3}
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -421,6 +421,77 @@ def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
 
 
 @_styled
+def framework(image: Sequence[int], patches: Sequence[int], *, caption: str) -> Figure:
+    """Draw how the purifier is used and how it is trained (the paper's Figures 1 and 2).
+
+    Args:
+        image: shape (C, H, W) of an image.
+        patches: shape (h, w) of what the discriminator puts out.
+        caption: see `Figure`.
+    """
+    size, grid = "×".join(map(str, image)), "×".join(map(str, patches))
+    alt = (
+        f"In use: adversarial x ({size}), generator G, purified G(x) ({size}), classifier f, its "
+        "class. In training: x goes through G to G(x); L1 compares G(x) with the clean y; the "
+        f"discriminator D sees (x, y) and (x, G(x)) and gives {grid} logits, real or fake."
+    )
+    figure = _new(7.6, 4.1, alt, caption)
+    axis = figure.subplots()
+    axis.annotate("in use", (-0.5, 3.75), fontweight="bold")
+    for x, text, kind in [
+        (0.2, f"adversarial x\n{size}", "data"),
+        (2.2, "generator G", "net"),
+        (4.2, f"purified G(x)\n{size}", "data"),
+        (6.2, "classifier f\n(as it is)", "fixed"),
+    ]:
+        _box(axis, x, 3.2, text, kind)
+    for x in (0.2, 2.2, 4.2):
+        _arrow(axis, (x + 0.72, 3.2), (x + 1.28, 3.2))
+    _arrow(axis, (6.92, 3.2), (7.4, 3.2))
+    axis.annotate("class", (7.45, 3.2), va="center")
+    axis.plot([-0.6, 8.1], [2.62, 2.62], color=GRID, lw=1.5)
+    axis.annotate("in training", (-0.5, 2.3), fontweight="bold")
+    _box(axis, 0.2, 1.55, f"adversarial x\n{size}", "data")
+    _box(axis, 2.2, 1.55, "generator G", "net")
+    _box(axis, 4.2, 1.55, f"G(x)\n{size}", "data")
+    _box(axis, 4.2, 0.0, f"clean y\n{size}", "data")
+    _box(axis, 6.2, 0.8, "discriminator D", "net")
+    _arrow(axis, (0.92, 1.55), (1.48, 1.55))
+    _arrow(axis, (2.92, 1.55), (3.48, 1.55))
+    axis.annotate(
+        "", (4.2, 1.27), (4.2, 0.28), arrowprops={"arrowstyle": "<->", "color": WRONG, "lw": 1.4}
+    )
+    axis.annotate("L1", (4.08, 0.78), color=WRONG, ha="right", va="center", fontweight="bold")
+    _arrow(axis, (4.92, 1.55), (5.7, 1.1))
+    _arrow(axis, (4.92, 0.0), (5.7, 0.5))
+    axis.annotate("(x, G(x))", (5.35, 1.5), ha="left", va="center", fontsize=8.5)
+    axis.annotate("(x, y)", (5.35, 0.08), ha="left", va="center", fontsize=8.5)
+    _arrow(axis, (6.92, 0.8), (7.35, 0.8))
+    axis.annotate(f"{grid} logits:\nreal or fake", (7.4, 0.8), va="center", fontsize=8.5)
+    axis.set_xlim(-0.7, 8.4)
+    axis.set_ylim(-0.45, 4.0)
+    axis.set_axis_off()
+    return figure
+
+
+def _box(axis: Axes, x: float, y: float, text: str, kind: str) -> None:
+    """Draw a box: "data" plain, "net" filled, "fixed" filled with a dashed edge."""
+    axis.annotate(
+        text, (x, y), ha="center", va="center", fontsize=8.8,
+        bbox={
+            "boxstyle": "round,pad=0.45" if kind == "data" else "square,pad=0.55",
+            "facecolor": "white" if kind == "data" else "#dbe7f5",
+            "edgecolor": QUIET if kind == "data" else SERIES[0],
+            "linestyle": "--" if kind == "fixed" else "-",
+        },
+    )  # fmt: skip
+
+
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.3})
+
+
+@_styled
 def regions(
     planes: Mapping[str, Tensor],
     paths: Mapping[str, Sequence[tuple[float, float]]],

@@ -261,6 +261,20 @@ class Lab:
         self.records.append(record)
         return record
 
+    def compare(
+        self, defenses: Mapping[str, nn.Module | None],
+        adversarial: Mapping[str, AdversarialSet], *, classifier: str = "anet",
+        transfer: bool = False,
+    ) -> dict[str, dict[str, Record]]:  # fmt: skip
+        """Return a record of each defence, by its name, on each adversarial set, by its name."""
+        return {
+            name: {
+                attack: self.evaluate(defense, one, classifier=classifier, transfer=transfer)
+                for attack, one in adversarial.items()
+            }
+            for name, defense in defenses.items()
+        }
+
     # --- what is shown ---
 
     def check(self, claim: str, holds: bool | Tensor, *, always: bool = False) -> None:
@@ -365,10 +379,9 @@ class Lab:
             "purifier", config, generator, fit, copies=settings.epochs, epoch=after
         )
         generator.to(self.device).eval()
-        # The rate is constant, so its state after 3 of 6 epochs is that of a training for 3.
         self._known[generator] = known | {
             "name": "pix2pix",
-            "settings": asdict(replace(settings, epochs=after)),
+            "settings": asdict(settings) | ({"after": after} if after < settings.epochs else {}),
             "attacks": [attack.name for attack in seen],
         }
         return generator

@@ -202,6 +202,11 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+def constant_then_linear(done: float) -> float:
+    """Learning-rate factor: 1 for the first half, then straight to 0 (pix2pix's PyTorch code)."""
+    return min(1.0, 2 * (1 - done))
+
+
 def _check(
     data: Sequence[Tensor], epochs: int, batch_size: int, mixed: bool, device: torch.device
 ) -> None:
