@@ -380,3 +380,22 @@ def test_the_rate_falls_in_the_second_half(monkeypatch: pytest.MonkeyPatch) -> N
     train(*pairs(8), replace(SMALL, epochs=4, batch_size=2, rate=1.0))
     assert rates[:8] == [1.0] * 8
     assert rates[8:] == pytest.approx([1 - k / 8 for k in range(8)])
+
+
+def test_identity_adds_each_clean_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def fit(*parts: Any, **_: Any) -> list[dict[str, float]]:
+        seen.append(tuple(parts[3]))
+        return []
+
+    monkeypatch.setattr("unfool.defenses.pix2pix.fit", fit)
+    adversarial, clean = pairs(8)
+    twice = torch.cat([adversarial, 1 - adversarial]), torch.cat([clean, clean])  # two attacks
+    train(*twice, replace(SMALL, identity=True))
+    train(*twice, SMALL)
+    (x, y), plain = seen
+    assert len(x) == len(y) == 16 + 8
+    assert torch.equal(x[16:], y[16:])
+    assert torch.equal(x[:16], twice[0])
+    assert len(plain[0]) == 16

@@ -44,6 +44,7 @@ class Settings:
         mu: weight of the classifier-guided loss; 0 leaves it out.
         adversarial: False trains on L1 (and L_f) alone, without a discriminator.
         skips: False cuts the U-Net's skip connections.
+        identity: True adds each clean image once as a pair of its own, (y, y); the paper is silent.
         epochs: passes over the pairs.
         batch_size: pairs per step (pix2pix: 1).
         rate: Adam's learning rate, held for half of the epochs, then falling straight to 0.
@@ -56,6 +57,7 @@ class Settings:
     mu: float = 0.0
     adversarial: bool = True
     skips: bool = True
+    identity: bool = False
     epochs: int = 20
     batch_size: int = 32
     rate: float = 2e-4
@@ -258,6 +260,9 @@ def train(
             f"adversarial and {tuple(clean.shape)} clean images"
             + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
         )
+    if settings.identity:
+        once = clean.unique(dim=0)
+        adversarial, clean = torch.cat([adversarial, once]), torch.cat([clean, once])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         generator = UNet(clean.shape[1], settings.width, settings.skips).to(device)
