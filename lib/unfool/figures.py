@@ -411,7 +411,7 @@ def heatmap(
             )
             axis.annotate(
                 "–" if value is None else f"{100 * value:.1f}", (j, k), ha="center", va="center",
-                color="white" if shade != "white" and value and value > 0.55 else INK,
+                color="white" if shade != "white" and value and value > 0.65 else INK,
                 fontstyle="italic" if name in apart else "normal",
             )  # fmt: skip
     axis.set_xlim(-0.5, len(columns) - 0.5)
