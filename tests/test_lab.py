@@ -200,6 +200,14 @@ def test_each_defence_is_named_in_its_record(cold: Built) -> None:
     own = cold.lab.evaluate(nn.Identity(), cold.adversarial)
     assert [r.defense for r in (nothing, washed, own)] == ["none", "threshold", "Identity"]
     assert washed.defense_settings == {"level": 0.4}
+    strength = {
+        name: cold.lab.evaluate(cold.lab.defense(name), cold.adversarial).defense_settings
+        for name in ("threshold", "bits", "median", "blur", "jpeg")
+    }
+    assert strength == {  # where the default is taken, the record still says how strong it was
+        "threshold": {"level": 0.5}, "bits": {"bits": 3}, "median": {"size": 3},
+        "blur": {"sigma": 1.0}, "jpeg": {"quality": 75},
+    }  # fmt: skip
     assert not washed.saw_attack_in_training
     assert nothing.recovered_accuracy == own.recovered_accuracy == 0
     assert nothing.clean_difference == 0
@@ -246,6 +254,12 @@ def test_unknown_names_list_those_there_are(cold: Built) -> None:
             ask()
     with pytest.raises(TypeError, match="epsilon"):
         lab.adversarial_set("fgsm", epsilon=0.1)
+    with pytest.raises(TypeError, match="bit"):
+        lab.defense("bits", bit=3)
+    with pytest.raises(ValueError, match="bits is a whole number from 1 to 8, not 12"):
+        lab.defense("bits", bits=12)
+    with pytest.raises(ValueError, match="unknown noise 'pepper'"):
+        lab.defense("denoiser", noise="pepper")
 
 
 # --- what must not be measured --------------------------------------------------------------------

@@ -379,6 +379,103 @@ def bars(
 
 
 @_styled
+def heatmap(
+    rows: Mapping[str, Sequence[float | None]],
+    columns: Sequence[str],
+    *,
+    apart: Iterable[str] = (),
+    caption: str,
+) -> Figure:
+    """Draw a table of shares, its cells shaded: the darker, the larger.
+
+    Args:
+        rows: name -> a share in [0, 1] for each column, or None where there is none.
+        columns: names of the columns.
+        apart: names of rows that come from elsewhere: in italics, not shaded.
+        caption: see `Figure`.
+    """
+    apart = set(apart)
+    alt = f"table of {', '.join(columns)}. " + "; ".join(
+        f"{name}: " + ", ".join("none" if v is None else f"{v:.1%}" for v in values)
+        for name, values in rows.items()
+    )
+    figure = _new(1.6 + 0.95 * len(columns), 0.55 + 0.33 * len(rows), alt, caption)
+    axis = figure.subplots()
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("", ["#f4f6fa", SERIES[0]])
+    for k, (name, values) in enumerate(rows.items()):
+        for j, value in enumerate(values):
+            shade = "white" if value is None or name in apart else shades(value)
+            cell = (j - 0.5, k - 0.5)
+            axis.add_patch(
+                matplotlib.patches.Rectangle(cell, 1, 1, facecolor=shade, edgecolor="white", lw=2)
+            )
+            axis.annotate(
+                "–" if value is None else f"{100 * value:.1f}", (j, k), ha="center", va="center",
+                color="white" if shade != "white" and value and value > 0.65 else INK,
+                fontstyle="italic" if name in apart else "normal",
+            )  # fmt: skip
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+@_styled
+def crossings(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], *, level: float = 0.5, caption: str
+) -> Figure:
+    """Draw where changed pixel values went, before against after, and how many crossed `level`.
+
+    Args:
+        pairs: title of a panel -> images before and after, both (N, C, H, W) in [0, 1]; values
+            that stayed the same are left out.
+        level: a value; drawn as a dotted line in both directions.
+        caption: see `Figure`.
+    """
+    crossed = {title: _crossed(a, b, level) for title, (a, b) in pairs.items()}
+    alt = f"changed pixel values, before against after, that crossed {level:g}: " + "; ".join(
+        f"{title}: {up:.1%} upwards, {down:.1%} downwards" for title, (up, down) in crossed.items()
+    )
+    figure = _new(2.2 * len(pairs) + 0.5, 2.75, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(pairs), sharey=True))
+    for axis, (title, (before, after)) in zip(axes, pairs.items(), strict=True):
+        changed = before != after
+        counts, _, _ = np.histogram2d(
+            after[changed].numpy(), before[changed].numpy(), bins=40, range=[[0, 1], [0, 1]]
+        )
+        axis.imshow(
+            np.log1p(counts), cmap="Greys", vmin=0, vmax=max(1.0, float(np.log1p(counts).max())),
+            origin="lower", extent=(0, 1, 0, 1), interpolation="nearest",
+        )  # fmt: skip
+        axis.axvline(level, color=WRONG, ls=":", lw=1.4)
+        axis.axhline(level, color=WRONG, ls=":", lw=1.4)
+        up, down = crossed[title]
+        for x, y, share in [(level / 2, (1 + level) / 2, up), ((1 + level) / 2, level / 2, down)]:
+            axis.annotate(
+                f"{share:.1%}", (x, y), ha="center", va="center", color=WRONG, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+            )  # fmt: skip
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("before")
+        axis.set_xticks([0, level, 1])
+        axis.set_yticks([0, level, 1])
+    axes[0].set_ylabel("after")
+    return figure
+
+
+def _crossed(before: Tensor, after: Tensor, level: float) -> tuple[float, float]:
+    """Of the values that changed, the shares that rose above `level`, and that fell below it."""
+    changed = before != after
+    n = max(1, int(changed.sum()))
+    up = changed & (before <= level) & (after > level)
+    down = changed & (before > level) & (after <= level)
+    return int(up.sum()) / n, int(down.sum()) / n
+
+
+@_styled
 def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
     """Draw a U-Net from the shapes (C, H, W) that its blocks put out, halving then doubling.
 

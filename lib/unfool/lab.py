@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
-from unfool.defenses import DEFENSES, Threshold, pix2pix
+from unfool.defenses import DEFENSES, WASHERS, denoiser, pix2pix
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -184,20 +185,23 @@ class Lab:
 
         Args:
             name: a key of `unfool.defenses.DEFENSES`.
-            classifier: the classifier that it is to protect.
-            attacks: those whose images it is trained on; by default `paper_attacks(dataset)`.
-            after: return a trained one as it was after so many epochs, not at its end; costs
-                nothing once it is trained.
-            settings: override the profile's, e.g. `epochs=2`; see `pix2pix.Settings`.
+            classifier: the classifier that it is to protect; only "pix2pix" depends on it.
+            attacks: those whose images "pix2pix" is trained on; by default
+                `paper_attacks(dataset)`. The others see no attack.
+            after: return "pix2pix" as it was after so many epochs, not at its end; costs nothing
+                once it is trained.
+            settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
+                overrides the profile's training, e.g. `epochs=2` (see `pix2pix.Settings` and
+                `denoiser.Settings`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
         if name == "none":
             return None
-        if name == "threshold":
-            module: nn.Module = Threshold(**settings)
-            self._known[module] = {"name": name, "settings": settings, "attacks": []}
-            return module
+        if name in WASHERS:
+            return self._washer(name, settings)
+        if name == "denoiser":
+            return self._denoiser(settings)
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         wanted = replace(self.profile.purifier, **settings)
         return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
@@ -385,6 +389,46 @@ class Lab:
             "attacks": [attack.name for attack in seen],
         }
         return generator
+
+    def _washer(self, name: str, settings: dict[str, Any]) -> nn.Module:
+        module = WASHERS[name](**settings)
+        # A record names the strength where the default was taken, too.
+        known = {key: getattr(module, key) for key in signature(WASHERS[name]).parameters}
+        self._known[module] = {"name": name, "settings": known, "attacks": []}
+        return module
+
+    def _denoiser(self, override: dict[str, Any]) -> nn.Module:
+        """Train on as many clean images as a purifier gets of one attack, with its schedule."""
+        like = self.profile.purifier
+        shared = {key: getattr(like, key) for key in ("width", "epochs", "batch_size", "rate")}
+        eps = paper_attacks(self.dataset)[0].settings["eps"]
+        settings = denoiser.Settings(**{"size": eps, **shared, **override})
+        part = self.data.train.first(min(len(self.data.train), self.profile.sign_train_images))
+        config = {
+            "name": f"denoiser-{self.data.name}",
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [denoiser.VERSION, pix2pix.VERSION, training.VERSION, self.device.type],
+        }
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            net = pix2pix.UNet(self.data.shape[0], settings.width)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return denoiser.train(
+                part.images, settings, seed=self.seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("purifier", config, net, fit)
+        net.to(self.device).eval()
+        self._known[net] = known | {
+            "name": "denoiser",
+            "settings": asdict(settings),
+            "attacks": [],
+        }
+        return net
 
     def pairs(
         self, seen: Sequence[AttackSettings], *, classifier: str = "anet"
