@@ -7,6 +7,7 @@ import inspect
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -67,6 +68,16 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.bars(
         ["3", "8"], [0.25, 0.75], highlight=1, xlabel="confidence", caption="what it believes",
     ),
+    "comparison": lambda: figures.comparison(
+        {
+            "pure": [
+                record(0.5),
+                replace(record(1.0), seed=1, defended_clean_accuracy=0.65),
+                replace(record(0.25), attack="jsma", n_images=5, defended_clean_accuracy=0.0),
+            ]
+        },
+        {"fgsm": "FGSM", "jsma": "JSMA"}, reported={"paper": {"jsma": 0.9825}}, caption="means",
+    ),
     "framework": lambda: figures.framework((1, 28, 28), (12, 12), caption="c"),
     "heatmap": lambda: figures.heatmap(
         {"threshold": [0.25, None], "paper": [0.5, 0.75]}, ["fgsm", "jsma"], apart=["paper"],
@@ -97,6 +108,7 @@ WORDS = {
     "heatmap": ["of fgsm, jsma", "threshold: 25.0%, none", "paper: 50.0%, 75.0%"],
     "crossings": ["crossed 0.5", "step: 66.7% upwards, 33.3% downwards"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
+    "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
     "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }

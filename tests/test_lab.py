@@ -136,6 +136,23 @@ def test_a_purifier_as_it_was_after_an_epoch(cold: Built) -> None:
     assert "after" not in lab.evaluate(cold.pure, cold.adversarial).defense_settings
 
 
+def test_committed_records_are_found_by_name(cold: Built) -> None:
+    records = cold.lab.committed_records("washers")
+    assert {r.defense for r in records} >= {"threshold", "denoiser"}
+    with pytest.raises(ValueError, match=r"no committed records 'wash': choose from .*washers"):
+        cold.lab.committed_records("wash")
+
+
+def test_settings_are_those_that_the_records_name(cold: Built) -> None:
+    lab = cold.lab
+    assert lab.settings_of(None) == {}
+    assert lab.settings_of(nn.Identity()) == {}
+    assert lab.settings_of(lab.defense("bits", bits=4)) == {"bits": 4}
+    made = lab.evaluate(cold.pure, cold.adversarial)
+    assert lab.settings_of(cold.pure) == made.defense_settings
+    assert made.defense_settings["width"] == lab.profile.purifier.width
+
+
 def test_defences_are_compared_on_every_set(cold: Built) -> None:
     lab, half = cold.lab, cold.lab.adversarial_set("fgsm", eps=0.3)
     grid = lab.compare({"none": None, "pure": cold.pure}, {"weak": cold.adversarial, "0.3": half})

@@ -343,6 +343,37 @@ def defenses(records: Mapping[str, Record], *, caption: str = "") -> Figure:
     return intervals(list(records), panels, caption=caption or default)
 
 
+def comparison(
+    rows: Mapping[str, Sequence[Record]],
+    attacks: Mapping[str, str],
+    *,
+    reported: Mapping[str, Mapping[str, float]] | None = None,
+    caption: str,
+) -> Figure:
+    """Draw defended clean and recovered accuracy as a table, each the mean over the seeds.
+
+    Args:
+        rows: name -> records of one defence, of any attacks and seeds. Clean accuracy is taken
+            from the attack with the most images.
+        attacks: name of an attack in records -> heading of its column.
+        reported: name -> recovered accuracy by attack, as printed elsewhere; set apart.
+        caption: see `Figure`.
+    """
+    table: dict[str, list[float | None]] = {}
+    for name, records in rows.items():
+        most = max(r.n_images for r in records)
+        clean = [r.defended_clean_accuracy for r in records if r.n_images == most]
+        table[name] = [sum(clean) / len(clean)]
+        for attack in attacks:
+            got = [r.recovered_accuracy for r in records if r.attack == attack]
+            known = [v for v in got if v is not None]
+            table[name].append(sum(known) / len(known) if known else None)
+    for name, printed in (reported or {}).items():
+        table[name] = [None, *(printed.get(attack) for attack in attacks)]
+    columns = ["clean", *attacks.values()]
+    return heatmap(table, columns, apart=reported or {}, caption=caption)
+
+
 @_styled
 def bars(
     names: Sequence[str],

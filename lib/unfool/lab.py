@@ -33,6 +33,7 @@ from unfool.evaluation import (
     append_record,
     measure,
     predict,
+    read_records,
 )
 from unfool.figures import Figure
 from unfool.profiles import Profile, profile_of
@@ -115,6 +116,11 @@ class Lab:
         """Return the mean training losses, one dict per epoch, of what this lab has built."""
         history: training.History = self._known[module]["history"]
         return history
+
+    def settings_of(self, defense: nn.Module | None) -> dict[str, Any]:
+        """Return the settings that a defence's records name: {} for none and for one of yours."""
+        known = {} if defense is None else self._known.get(defense, {})
+        return dict(known.get("settings", {}))
 
     def accuracy(self, classifier: str = "anet", split: str = "test") -> float:
         """Return the share of a split's images that the classifier gets right."""
@@ -245,7 +251,7 @@ class Lab:
             profile=self.profile.name,
             classifier=classifier,
             defense=known.get("name", type(defense).__name__),
-            defense_settings=known.get("settings", {}),
+            defense_settings=self.settings_of(defense),
             saw_attack_in_training=adversarial.attack in known.get("attacks", []),
             attack=adversarial.attack,
             attack_settings=dict(adversarial.attack_settings),
@@ -278,6 +284,14 @@ class Lab:
             }
             for name, defense in defenses.items()
         }
+
+    def committed_records(self, name: str) -> list[Record]:
+        """Return the records of `results/records/NAME.jsonl`, which ship with the course."""
+        path = REPO / "results" / "records" / f"{name}.jsonl"
+        if not path.exists():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl")))
+            raise ValueError(f"no committed records {name!r}: choose from {there}")
+        return read_records(path)
 
     # --- what is shown ---
 
