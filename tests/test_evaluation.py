@@ -28,6 +28,7 @@ from unfool.evaluation import (
     Record,
     accuracy,
     append_record,
+    by_change,
     distortion,
     holm,
     mcnemar,
@@ -35,6 +36,7 @@ from unfool.evaluation import (
     paired_difference,
     predict,
     read_records,
+    recovered,
     wilson,
 )
 
@@ -306,6 +308,15 @@ def test_measuring_leaves_both_networks_in_eval_mode(tiny: Make) -> None:
     assert measure(net, purifier, adversarial) == first
 
 
+def test_recovered_is_what_measure_says() -> None:
+    adversarial = hand_made()
+    for purifier in (Repair({8: 0}), nn.Identity()):
+        share = measure(Lookup(), purifier, adversarial)["recovered_accuracy"]
+        assert recovered(Lookup(), purifier, adversarial) == pytest.approx(share)
+    nobody = replace(adversarial, success=torch.zeros_like(adversarial.success))
+    assert recovered(Lookup(), Repair({8: 0}), nobody) == 0.0
+
+
 # --- records --------------------------------------------------------------------------------------
 
 
@@ -435,3 +446,18 @@ def test_a_record_is_appended_under_a_lock(tmp_path: Path) -> None:
 
 def test_a_record_is_plain_json() -> None:
     assert {f.name for f in fields(Record)} == json.loads(json.dumps(asdict(record()))).keys()
+
+
+def test_records_are_grouped_by_what_was_changed() -> None:
+    first = record(defense_settings={"lam": 100.0, "skips": True})
+    flat = replace(first, defense_settings={"lam": 100.0, "skips": False})
+    both = replace(first, defense_settings={"lam": 0.0, "skips": False})
+    again = replace(flat, seed=1)
+    groups = by_change([first, flat, both, again])
+    assert groups == {
+        "unchanged": [first],
+        "skips=False": [flat, again],
+        "lam=0, skips=False": [both],
+    }
+    assert by_change([flat, first]).keys() == {"unchanged", "skips=True"}
+    assert by_change([]) == {}

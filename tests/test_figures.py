@@ -7,6 +7,7 @@ import inspect
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -67,6 +68,25 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.bars(
         ["3", "8"], [0.25, 0.75], highlight=1, xlabel="confidence", caption="what it believes",
     ),
+    "comparison": lambda: figures.comparison(
+        {
+            "pure": [
+                record(0.5),
+                replace(record(1.0), seed=1, defended_clean_accuracy=0.65),
+                replace(record(0.25), attack="jsma", n_images=5, defended_clean_accuracy=0.0),
+            ]
+        },
+        {"fgsm": "FGSM", "jsma": "JSMA"}, reported={"paper": {"jsma": 0.9825}}, caption="means",
+    ),
+    "framework": lambda: figures.framework((1, 28, 28), (12, 12), caption="c"),
+    "heatmap": lambda: figures.heatmap(
+        {"threshold": [0.25, None], "paper": [0.5, 0.75]}, ["fgsm", "jsma"], apart=["paper"],
+        caption="two defences, two attacks",
+    ),
+    "crossings": lambda: figures.crossings(
+        {"step": (torch.tensor([0.0, 0.25, 0.75, 1.0]), torch.tensor([0.75, 0.75, 0.25, 1.0]))},
+        caption="where pixels went",
+    ),
     "unet": lambda: figures.unet(
         [(1, 32, 32), (4, 16, 16), (8, 8, 8), (4, 16, 16), (1, 32, 32)], caption="down and up",
     ),
@@ -96,10 +116,14 @@ WORDS = {
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
+    "heatmap": ["of fgsm, jsma", "threshold: 25.0%, none", "paper: 50.0%, 75.0%"],
+    "crossings": ["crossed 0.5", "step: 66.7% upwards, 33.3% downwards"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
     "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
     "field, points": ["one: 2 points clean, 3 moved; two: 2 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
+    "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
+    "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }
 

@@ -35,6 +35,7 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "attacks.carlini_wagner": (
         "VERSION", ["attacks/carlini_wagner.py", "attacks/_pool.py", "attacks/_guard.py"],
     ),
+    "defenses.denoiser": ("VERSION", ["defenses/denoiser.py"]),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
     "defenses.wgan_gp": ("VERSION", ["defenses/wgan_gp.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),

@@ -348,6 +348,37 @@ def defenses(records: Mapping[str, Record], *, caption: str = "") -> Figure:
     return intervals(list(records), panels, caption=caption or default)
 
 
+def comparison(
+    rows: Mapping[str, Sequence[Record]],
+    attacks: Mapping[str, str],
+    *,
+    reported: Mapping[str, Mapping[str, float]] | None = None,
+    caption: str,
+) -> Figure:
+    """Draw defended clean and recovered accuracy as a table, each the mean over the seeds.
+
+    Args:
+        rows: name -> records of one defence, of any attacks and seeds. Clean accuracy is taken
+            from the attack with the most images.
+        attacks: name of an attack in records -> heading of its column.
+        reported: name -> recovered accuracy by attack, as printed elsewhere; set apart.
+        caption: see `Figure`.
+    """
+    table: dict[str, list[float | None]] = {}
+    for name, records in rows.items():
+        most = max(r.n_images for r in records)
+        clean = [r.defended_clean_accuracy for r in records if r.n_images == most]
+        table[name] = [sum(clean) / len(clean)]
+        for attack in attacks:
+            got = [r.recovered_accuracy for r in records if r.attack == attack]
+            known = [v for v in got if v is not None]
+            table[name].append(sum(known) / len(known) if known else None)
+    for name, printed in (reported or {}).items():
+        table[name] = [None, *(printed.get(attack) for attack in attacks)]
+    columns = ["clean", *attacks.values()]
+    return heatmap(table, columns, apart=reported or {}, caption=caption)
+
+
 @_styled
 def bars(
     names: Sequence[str],
@@ -381,6 +412,103 @@ def bars(
     if percent:
         axis.set_xlim(0, 112)
     return figure
+
+
+@_styled
+def heatmap(
+    rows: Mapping[str, Sequence[float | None]],
+    columns: Sequence[str],
+    *,
+    apart: Iterable[str] = (),
+    caption: str,
+) -> Figure:
+    """Draw a table of shares, its cells shaded: the darker, the larger.
+
+    Args:
+        rows: name -> a share in [0, 1] for each column, or None where there is none.
+        columns: names of the columns.
+        apart: names of rows that come from elsewhere: in italics, not shaded.
+        caption: see `Figure`.
+    """
+    apart = set(apart)
+    alt = f"table of {', '.join(columns)}. " + "; ".join(
+        f"{name}: " + ", ".join("none" if v is None else f"{v:.1%}" for v in values)
+        for name, values in rows.items()
+    )
+    figure = _new(1.6 + 0.95 * len(columns), 0.55 + 0.33 * len(rows), alt, caption)
+    axis = figure.subplots()
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("", ["#f4f6fa", SERIES[0]])
+    for k, (name, values) in enumerate(rows.items()):
+        for j, value in enumerate(values):
+            shade = "white" if value is None or name in apart else shades(value)
+            cell = (j - 0.5, k - 0.5)
+            axis.add_patch(
+                matplotlib.patches.Rectangle(cell, 1, 1, facecolor=shade, edgecolor="white", lw=2)
+            )
+            axis.annotate(
+                "–" if value is None else f"{100 * value:.1f}", (j, k), ha="center", va="center",
+                color="white" if shade != "white" and value and value > 0.65 else INK,
+                fontstyle="italic" if name in apart else "normal",
+            )  # fmt: skip
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+@_styled
+def crossings(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], *, level: float = 0.5, caption: str
+) -> Figure:
+    """Draw where changed pixel values went, before against after, and how many crossed `level`.
+
+    Args:
+        pairs: title of a panel -> images before and after, both (N, C, H, W) in [0, 1]; values
+            that stayed the same are left out.
+        level: a value; drawn as a dotted line in both directions.
+        caption: see `Figure`.
+    """
+    crossed = {title: _crossed(a, b, level) for title, (a, b) in pairs.items()}
+    alt = f"changed pixel values, before against after, that crossed {level:g}: " + "; ".join(
+        f"{title}: {up:.1%} upwards, {down:.1%} downwards" for title, (up, down) in crossed.items()
+    )
+    figure = _new(2.2 * len(pairs) + 0.5, 2.75, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(pairs), sharey=True))
+    for axis, (title, (before, after)) in zip(axes, pairs.items(), strict=True):
+        changed = before != after
+        counts, _, _ = np.histogram2d(
+            after[changed].numpy(), before[changed].numpy(), bins=40, range=[[0, 1], [0, 1]]
+        )
+        axis.imshow(
+            np.log1p(counts), cmap="Greys", vmin=0, vmax=max(1.0, float(np.log1p(counts).max())),
+            origin="lower", extent=(0, 1, 0, 1), interpolation="nearest",
+        )  # fmt: skip
+        axis.axvline(level, color=WRONG, ls=":", lw=1.4)
+        axis.axhline(level, color=WRONG, ls=":", lw=1.4)
+        up, down = crossed[title]
+        for x, y, share in [(level / 2, (1 + level) / 2, up), ((1 + level) / 2, level / 2, down)]:
+            axis.annotate(
+                f"{share:.1%}", (x, y), ha="center", va="center", color=WRONG, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+            )  # fmt: skip
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("before")
+        axis.set_xticks([0, level, 1])
+        axis.set_yticks([0, level, 1])
+    axes[0].set_ylabel("after")
+    return figure
+
+
+def _crossed(before: Tensor, after: Tensor, level: float) -> tuple[float, float]:
+    """Of the values that changed, the shares that rose above `level`, and that fell below it."""
+    changed = before != after
+    n = max(1, int(changed.sum()))
+    up = changed & (before <= level) & (after > level)
+    down = changed & (before > level) & (after <= level)
+    return int(up.sum()) / n, int(down.sum()) / n
 
 
 @_styled
@@ -423,6 +551,77 @@ def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
     axis.set_ylim(-0.62 * middle - 0.75, 2.0)
     axis.set_axis_off()
     return figure
+
+
+@_styled
+def framework(image: Sequence[int], patches: Sequence[int], *, caption: str) -> Figure:
+    """Draw how the purifier is used and how it is trained (the paper's Figures 1 and 2).
+
+    Args:
+        image: shape (C, H, W) of an image.
+        patches: shape (h, w) of what the discriminator puts out.
+        caption: see `Figure`.
+    """
+    size, grid = "×".join(map(str, image)), "×".join(map(str, patches))
+    alt = (
+        f"In use: adversarial x ({size}), generator G, purified G(x) ({size}), classifier f, its "
+        "class. In training: x goes through G to G(x); L1 compares G(x) with the clean y; the "
+        f"discriminator D sees (x, y) and (x, G(x)) and gives {grid} logits, real or fake."
+    )
+    figure = _new(7.6, 4.1, alt, caption)
+    axis = figure.subplots()
+    axis.annotate("in use", (-0.5, 3.75), fontweight="bold")
+    for x, text, kind in [
+        (0.2, f"adversarial x\n{size}", "data"),
+        (2.2, "generator G", "net"),
+        (4.2, f"purified G(x)\n{size}", "data"),
+        (6.2, "classifier f\n(as it is)", "fixed"),
+    ]:
+        _box(axis, x, 3.2, text, kind)
+    for x in (0.2, 2.2, 4.2):
+        _arrow(axis, (x + 0.72, 3.2), (x + 1.28, 3.2))
+    _arrow(axis, (6.92, 3.2), (7.4, 3.2))
+    axis.annotate("class", (7.45, 3.2), va="center")
+    axis.plot([-0.6, 8.1], [2.62, 2.62], color=GRID, lw=1.5)
+    axis.annotate("in training", (-0.5, 2.3), fontweight="bold")
+    _box(axis, 0.2, 1.55, f"adversarial x\n{size}", "data")
+    _box(axis, 2.2, 1.55, "generator G", "net")
+    _box(axis, 4.2, 1.55, f"G(x)\n{size}", "data")
+    _box(axis, 4.2, 0.0, f"clean y\n{size}", "data")
+    _box(axis, 6.2, 0.8, "discriminator D", "net")
+    _arrow(axis, (0.92, 1.55), (1.48, 1.55))
+    _arrow(axis, (2.92, 1.55), (3.48, 1.55))
+    axis.annotate(
+        "", (4.2, 1.27), (4.2, 0.28), arrowprops={"arrowstyle": "<->", "color": WRONG, "lw": 1.4}
+    )
+    axis.annotate("L1", (4.08, 0.78), color=WRONG, ha="right", va="center", fontweight="bold")
+    _arrow(axis, (4.92, 1.55), (5.7, 1.1))
+    _arrow(axis, (4.92, 0.0), (5.7, 0.5))
+    axis.annotate("(x, G(x))", (5.35, 1.5), ha="left", va="center", fontsize=8.5)
+    axis.annotate("(x, y)", (5.35, 0.08), ha="left", va="center", fontsize=8.5)
+    _arrow(axis, (6.92, 0.8), (7.35, 0.8))
+    axis.annotate(f"{grid} logits:\nreal or fake", (7.4, 0.8), va="center", fontsize=8.5)
+    axis.set_xlim(-0.7, 8.4)
+    axis.set_ylim(-0.45, 4.0)
+    axis.set_axis_off()
+    return figure
+
+
+def _box(axis: Axes, x: float, y: float, text: str, kind: str) -> None:
+    """Draw a box: "data" plain, "net" filled, "fixed" filled with a dashed edge."""
+    axis.annotate(
+        text, (x, y), ha="center", va="center", fontsize=8.8,
+        bbox={
+            "boxstyle": "round,pad=0.45" if kind == "data" else "square,pad=0.55",
+            "facecolor": "white" if kind == "data" else "#dbe7f5",
+            "edgecolor": QUIET if kind == "data" else SERIES[0],
+            "linestyle": "--" if kind == "fixed" else "-",
+        },
+    )  # fmt: skip
+
+
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.3})
 
 
 @_styled
