@@ -99,8 +99,8 @@ DRAW: dict[str, Callable[[], Figure]] = {
         {"start": torch.zeros(3, 2)}, extent=1.5, caption="what D thinks",
     ),
     "field, points": lambda: figures.field(
-        {}, torch.eye(2), {"one": torch.zeros(3, 2), "two": -torch.eye(2)}, extent=1.5,
-        legend=("clean", "moved"), caption="two runs",
+        {}, pictures(1)[0, 0].view(32, 2), {"one": torch.zeros(3, 2), "two": -torch.eye(2)},
+        extent=1.5, legend=("clean", "moved"), caption="two runs",
     ),
     "footprints": lambda: figures.footprints(
         {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
@@ -120,7 +120,7 @@ WORDS = {
     "crossings": ["crossed 0.5", "step: 66.7% upwards, 33.3% downwards"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
     "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
-    "field, points": ["one: 2 points clean, 3 moved; two: 2 points clean, 2 moved"],
+    "field, points": ["one: 32 points clean, 3 moved; two: 32 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
     "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
     "framework": ["1×28×28", "12×12 logits"],
