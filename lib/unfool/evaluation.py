@@ -299,7 +299,7 @@ def measure(
 
 
 def recovered(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> float:
-    """Return the share of the images that the attack turned wrong that are right again; 0 for none."""
+    """Return `recovered_accuracy` alone, a share in [0, 1]; 0 where the attack fooled nothing."""
     fooled = adversarial.success.cpu()
     if not fooled.any():
         return 0.0
