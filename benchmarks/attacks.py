@@ -162,8 +162,23 @@ def compare_all(options: argparse.Namespace) -> int:
             append(path, row)
         rows.append(row)
         print(f"[{number}/{len(jobs)}] {in_short(row)}{' (from before)' * again}", flush=True)
-    write(bench, rows, options)
+    write(bench, all_rows(bench, options, there, finished(path), rows), options)
     return 1 if any(row.error for row in rows) else 0
+
+
+def all_rows(
+    bench: Bench, options: argparse.Namespace, peers: Sequence[str], known: dict[str, Row],
+    rows: Sequence[Row],
+) -> list[Row]:  # fmt: skip
+    """Return the rows and those that earlier calls with these settings made of other attacks.
+
+    So that a table is whole whichever part of it was measured last.
+    """
+    measured = known | {row.key: row for row in rows}
+    everything = argparse.Namespace(**{**vars(options), "attacks": ATTACK_NAMES})
+    others = [peer for peer in PEERS if peer in peers or installed(peer)]
+    keys = (key_of(bench.settings(*job)) for job in plan(everything, others))
+    return [measured[key] for key in keys if key in measured]
 
 
 def warn_if_busy() -> None:

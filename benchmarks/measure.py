@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import hashlib
 import math
 import os
 import platform
@@ -70,6 +71,7 @@ class Bench:
         lab: gives the classifier and the data.
         net: the classifier under attack.
         x, y, target: images of the test split that it reads rightly, with another class for each.
+        weights: their checksum.
         repeat: pairs of timings.
         quick: no search for the best batch, nothing repeated to fill time, no memory, no bound.
         seen: our own looks, by attack and batch: they are the same beside every peer.
@@ -84,6 +86,7 @@ class Bench:
     x: Tensor
     y: Tensor
     target: Tensor
+    weights: str = ""
     seen: dict[tuple[str, int], Look] = field(default_factory=dict)
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -101,7 +104,7 @@ class Bench:
         return {
             "attack": attack, "peer": peer, "way": way, "n": n, "repeat": self.repeat,
             "quick": self.quick, "title": comparison.title, "dataset": self.lab.dataset,
-            "classifier": self.classifier, "peer_version": version(peer),
+            "classifier": self.classifier, "weights": self.weights, "peer_version": version(peer),
             "our_version": attacks.VERSIONS[comparison.ours.name], "torch": torch.__version__,
             "device": device_name(self.device), "threads": torch.get_num_threads(),
         }  # fmt: skip
@@ -127,7 +130,15 @@ def open_bench(
     x, y = test.images[right], test.labels[right]
     target = random_targets(y, len(lab.data.classes), torch.Generator().manual_seed(SEED))
     x, y, target = (part[:images].to(lab.device) for part in (x, y, target))
-    return Bench(lab, name, repeat, quick, net, x, y, target)
+    return Bench(lab, name, repeat, quick, net, x, y, target, checksum(net))
+
+
+def checksum(net: nn.Module) -> str:
+    """Return a short name of a network's weights."""
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -260,7 +271,8 @@ def best_batch(bench: Bench, call: Call, n: int, progress: Progress) -> int:
     for done, size in enumerate(sizes):
         progress(done, len(sizes), f"trying batch {size}")
         few = min(n, max(size, 64))
-        found[size] = clock(bench, call, size, few) / few
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            found[size] = clock(bench, call, size, few) / few
     return min(found, key=lambda size: found[size])
 
 

@@ -450,6 +450,36 @@ def test_saved_tables(
     assert f"{name}.md" in capsys.readouterr().out
 
 
+def test_tables_are_whole_whichever_part_was_measured_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    page = tmp_path / "attacks-mnist5k-toy-cpu.md"
+    counted_run(monkeypatch, tmp_path, "--peers", "foolbox", "art")
+    counted_run(monkeypatch, tmp_path, "--peers", "foolbox", "--attacks", "deepfool")
+    text = page.read_text("utf-8")
+    assert text.index("## fgsm") < text.index("| art") < text.index("## deepfool")
+    counted_run(monkeypatch, tmp_path, "--peers", "foolbox", "--images", "7")
+    assert "## deepfool" not in page.read_text("utf-8")  # other settings, another table
+
+
+def test_weights_have_a_checksum() -> None:
+    net = nn.Linear(2, 2)
+    before = measure.checksum(net)
+    assert measure.checksum(net) == before
+    net.weight.data[0, 0] += 1
+    assert measure.checksum(net) != before
+
+
+def test_a_batch_that_does_not_fit_is_not_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(_: Any, call: Any, batch: int, n: int, loops: int = 1) -> float:
+        if batch > 32:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return n / batch
+
+    monkeypatch.setattr(measure, "clock", clock)
+    assert measure.best_batch(bench(100), lambda *_: dark, 100, silent) == 32
+
+
 # --- the real thing, small ------------------------------------------------------------------------
 
 
