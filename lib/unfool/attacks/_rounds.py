@@ -64,7 +64,7 @@ class Rounds(Descent):
     """All images of one call, each in a round of its own.
 
     Attributes, beside those of a descent:
-        c: the price of the wrong class, (N,).
+        c, won_c: the price of the wrong class, now and when a round was last won, (N,).
         hit: has the image fooled the model in any round? (N,) bool.
     """
 
@@ -77,7 +77,7 @@ class Rounds(Descent):
         super().__init__(model, x, aim, sign, live, kappa, schedule.lr, schedule.squeeze, progress)
         self.schedule = schedule
         self.c = torch.full((len(x),), schedule.c, dtype=x.dtype, device=x.device)
-        self.hit = torch.zeros_like(live)
+        self.won_c, self.hit = self.c.clone(), torch.zeros_like(live)
         self.tell()
 
     def images(self, rows: Tensor) -> Tensor:
@@ -96,8 +96,15 @@ class Rounds(Descent):
         price = (self.c[rows] * ~fools).view(-1, 1, 1, 1)  # what fools already has no price
         gradient = (self.pull(rows, images) - price * slope) * 2 * images * (1 - images)
         self.descend(rows[~won], gradient[~won])
-        self.tighten(rows[won], images[won], slope[won])
+        self.win(rows[won], images[won], slope[won])
         self.raise_c(rows[~won])
+
+    def win(self, rows: Tensor, images: Tensor, slope: Tensor) -> None:
+        """Start the next, tighter round of these images."""
+        if len(rows):
+            self.won_c[rows] = self.c[rows]
+            self.rest(rows)
+            self.tighten(rows, images, slope)
 
     def raise_c(self, rows: Tensor) -> None:
         """Raise c where the steps were not enough; where it can't rise, the round is lost."""
@@ -106,7 +113,15 @@ class Rounds(Descent):
         higher = self.c[rows] * self.schedule.growth
         lost = higher > self.schedule.largest_c
         self.c[rows[~lost]] = higher[~lost]
-        self.loosen(rows[lost])
+        self.lose(rows[lost])
+
+    def lose(self, rows: Tensor) -> None:
+        """Go back to the best image and try a milder round, or finish."""
+        self.finish(rows[~self.hit[rows]])
+        rows = rows[self.hit[rows]]
+        if len(rows):
+            self.c[rows], self.w[rows] = self.won_c[rows], self.to_w(self.best[rows])
+            self.loosen(rows)
 
     def finish(self, rows: Tensor) -> None:
         """These images are as good as they get."""
@@ -129,11 +144,11 @@ class Rounds(Descent):
         raise NotImplementedError
 
     def tighten(self, rows: Tensor, images: Tensor, slope: Tensor) -> None:
-        """Set up the next round of images that won theirs; slope is the margin's, by pixel."""
+        """Set a tighter limit for images that won their round; slope is the margin's, by pixel."""
         raise NotImplementedError
 
     def loosen(self, rows: Tensor) -> None:
-        """Set up a milder round for images that lost theirs, or finish them."""
+        """Set a milder limit for images that lost their round, or finish them."""
         raise NotImplementedError
 
 
