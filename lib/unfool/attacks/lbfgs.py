@@ -34,7 +34,7 @@ def lbfgs(
     y: Tensor,
     *,
     searches: int = 10,
-    steps: int = 50,
+    steps: int = 30,
     c: float = 0.01,
     target: Tensor | None = None,
     generator: Generator | None = None,
@@ -48,9 +48,9 @@ def lbfgs(
 
     where the loss is the cross-entropy of the target class or, without a target, of "any class but
     y": -log(1 - p_y). c is searched for: ten times the last one until the minimiser fools the
-    model (a tenth where the first one does), from then on the middle, of the logarithms, between the
-    largest that failed and the smallest that did not. Of all images looked at the nearest that
-    fools the model is returned. Explained in notebook 03.
+    model (a tenth of it until it doesn't, where the first one does), from then on the middle, of
+    the logarithms, between the largest that failed and the smallest that did not. Of all images
+    looked at the nearest that fools the model is returned. Explained in notebook 03.
 
     The authors put the factor before the distance; it is that of Carlini and Wagner's attacks here,
     1 / c, and the distance squared, as they read it. They publish no settings: those here are ours.
@@ -64,7 +64,7 @@ def lbfgs(
             they will take where these are more than two.
         y: true classes (N,), int64.
         searches: how many values of c each image tries.
-        steps: iterations of L-BFGS-B per value of c, each about 1.1 passes through the model.
+        steps: iterations of L-BFGS-B per value of c, each one or two passes through the model.
         c: the first value of c.
         target: classes (N,), int64, not y: the error must be this one, as in the paper.
         generator: unused, nothing is drawn; part of every attack's interface.
@@ -82,9 +82,10 @@ def lbfgs(
     check_number("c", c, 0)
     if c == 0:
         raise ValueError("c must be > 0: with 0 nothing would ever move")
-    best, fooled, started = x.detach().clone(), 0, time.perf_counter()
+    best, fooled = x.detach().clone(), 0
     with frozen(model):
         rows = rightly_classified(model, x, y, target).nonzero().flatten().tolist()
+        started = time.perf_counter()
         for done, i in enumerate(rows):
             problem = Problem(model, best[i : i + 1], y[i], None if target is None else target[i])
             problem.search(searches, steps, c)
@@ -140,12 +141,13 @@ class Problem:
             logits = self.model(image)
             loss = self.loss(logits.double())
             (slope,) = torch.autograd.grad(loss, image)
+        price = c * float(loss.detach())
         change = vector - self.origin
         l2 = float(change @ change)
         if l2 < self.best_l2 and self.fools(logits):
             self.best, self.best_l2 = image.detach(), l2
         gradient: Vector = slope.double().cpu().numpy().ravel()
-        return l2 + c * float(loss), 2 * change + c * gradient
+        return l2 + price, 2 * change + c * gradient
 
     def loss(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy of the target or, without one, of all classes but y."""
