@@ -350,9 +350,9 @@ def _label_ends(axis: Axes) -> None:
 
 
 def _apart(values: Sequence[float], least: float, top: float) -> list[float]:
-    """Return the values, moved as little as makes them `least` apart and none above `top`.
+    """Return the values, moved up (below `top`: down) where they are not `least` apart.
 
-    Equal ones come in their order from the top.
+    Of equal ones the first comes on top.
     """
     order = sorted(range(len(values)), key=lambda k: (values[k], -k))
     placed = list(values)
