@@ -99,7 +99,7 @@ def prepare(
     generator = UNet(channels, row.width)
     discriminator = PatchGAN(channels, row.width)
     for net in (generator, discriminator):
-        net.to(device, memory_format=LAYOUTS[row.layout])
+        net.to(device).to(memory_format=LAYOUTS[row.layout])  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
         name: Adam(net.parameters(), 2e-4)
         for name, net in {"generator": generator, "discriminator": discriminator}.items()

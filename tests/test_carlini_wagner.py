@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unfool.attacks._descent import lead
 from unfool.attacks.carlini_wagner import (
     PRESETS,
     Search,
     carlini_wagner_l2,
-    lead,
     objective,
     schedule_of,
 )

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +52,13 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "verdicts": lambda: figures.verdicts(
         {"clean": pictures(2), "attacked": pictures(2)},
         {"attacked": torch.tensor([1, 0])}, torch.tensor([0, 0]), ("cat", "dog"), caption="pets",
+    ),
+    "gallery": lambda: figures.gallery(
+        pictures(2), {"jsma": pictures(2).flip(0), "fgsm": pictures(2)},
+        {"jsma": torch.tensor([1, 0]), "fgsm": torch.tensor([0, 0])},
+        {name: {"l0": torch.tensor([64, 3]), "l2": torch.tensor([2.5, 1.0]),
+                "linf": torch.tensor([0.75, 1.0])} for name in ("jsma", "fgsm")},
+        torch.tensor([0, 0]), ("cat", "dog"), caption="two attacks, two pets",
     ),
     "panels": lambda: figures.panels(
         {"clean": torch.full((1, 8, 8), 0.5), "alpha": pictures(1)[0] - torch.ones(8, 8)},
@@ -111,6 +119,10 @@ WORDS = {
     "images": ["3 images, clean: 3, 5, 8", "change"],
     "images, colour": ["2 images, photo"],
     "verdicts": ["attacked: read as dog, cat", "true: cat, cat"],
+    "gallery": [
+        "2 images: cat, cat; jsma: read as dog (L0 64, L2 2.50, L∞ 0.75), read as cat (L0 3, L2",
+        "; fgsm: read as cat",
+    ],
     "panels": ["clean: mean 0.500, 8 pixels marked", "alpha: from -"],
     "lines": ["eps = 0, 0.1, 0.2", "fgsm: 0.0%, 50.0%, 90.0%", "noise"],
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
@@ -191,6 +203,57 @@ def test_verdicts_are_told_without_colour() -> None:
         if axis.get_xlabel()
     ]  # fmt: skip
     assert labels == ["dog ✗", "cat ✓"]
+
+
+def gallery_texts(figure: Figure) -> list[str]:
+    return [axis.get_xlabel() for axis in figure.axes]
+
+
+def test_a_gallery_puts_verdict_and_norms_under_their_pictures() -> None:
+    one = ["cat", "dog ✗", "L0 64\nL2 2.50\nL∞ 0.75", "cat ✓", "L0 64\nL2 2.50\nL∞ 0.75"]
+    other = ["cat", "cat ✓", "L0 3\nL2 1.00\nL∞ 1.00", "cat ✓", "L0 3\nL2 1.00\nL∞ 1.00"]
+    figure = DRAW["gallery"]()
+    assert gallery_texts(figure) == one + other
+    assert [text.get_text() for text in figure.texts] == ["clean", "jsma", "fgsm"]
+    grey = np.asarray(figure.axes[4].images[0].get_array())  # fgsm changed nothing
+    assert (grey == 0.5).all()
+    assert not (np.asarray(figure.axes[2].images[0].get_array()) == 0.5).all()  # the control
+
+
+def test_nothing_in_a_gallery_overlaps() -> None:
+    assert overlaps(DRAW["gallery"]()) == []
+    crowded = DRAW["gallery"]()
+    crowded.axes[2].set_xlabel("L0 64\n" * 8)  # the control: it runs into the next row
+    assert overlaps(crowded)
+
+
+def overlaps(figure: Figure) -> list[tuple[int, int]]:
+    """Pairs of pictures, with what stands under them, and row names that cover each other."""
+    FigureCanvasAgg(figure).draw()
+    boxes = [item.get_tightbbox() for item in (*figure.axes, *figure.texts)]
+    return [
+        (i, j)
+        for j, box in enumerate(boxes)
+        for i in range(j)
+        if box.overlaps(boxes[i])
+    ]  # fmt: skip
+
+
+def test_names_at_the_ends_of_curves_are_moved_apart_and_no_further() -> None:
+    assert figures._apart([10.0, 50.0, 90.0], 5, 102) == [10, 50, 90]
+    assert figures._apart([50.0, 50.0, 48.0], 5, 102) == [58, 53, 48]
+    assert figures._apart([100.0, 100.0, 97.0, 20.0], 5, 102) == [102, 97, 92, 20]
+
+
+def test_curves_that_coincide_are_told_apart_without_colour() -> None:
+    same = {"bim": [0.0, 0.5, 1.0], "pgd": [0.0, 0.5, 1.0], "noise": [0.0, 0.0, 0.1]}
+    figure = figures.lines([0, 1, 2], same, xlabel="x", ylabel="y", caption="c")
+    drawn = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
+    assert len(set(drawn)) == len({style for style, _ in drawn}) == 3
+    names = {text.get_text().strip(): text.xy[1] for text in figure.axes[0].texts}
+    assert names.keys() == same.keys()
+    assert names["bim"] - names["pgd"] > 4
+    assert names["noise"] == pytest.approx(10)
 
 
 def test_drawing_opens_no_window_and_keeps_no_figure() -> None:

@@ -279,6 +279,31 @@ def test_unknown_names_list_those_there_are(cold: Built) -> None:
         lab.defense("denoiser", noise="pepper")
 
 
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        (torch.tensor([1, 2, 3]), r"a tensor of shape \(3,\)"), (3, "3"), ([1, 2], r"\[1, 2\]"),
+        ("rnadom", "rnadom"),
+    ],
+)  # fmt: skip
+def test_a_target_of_ones_own_is_refused_with_the_remedy(
+    cold: Built, target: Any, named: str
+) -> None:
+    message = rf'must be "random" or None, not {named}: .* unfool\.attacks\.bim\(net, x, y, target='
+    with pytest.raises(ValueError, match=message):
+        cold.lab.adversarial_set("bim", target=target)
+    with pytest.raises(ValueError, match=message):
+        cold.lab.adversarial_set(AttackSettings("bim", {"target": target}))
+
+
+def test_a_random_target_and_none_are_let_through(cold: Built) -> None:
+    """The control: the refusal sees what is given, not that there is a target."""
+    aimed = cold.lab.adversarial_set("bim", target="random", steps=1)
+    assert aimed.target is not None
+    assert (aimed.target != aimed.y).all()
+    assert cold.lab.adversarial_set("bim", target=None, steps=1).target is None
+
+
 # --- what must not be measured --------------------------------------------------------------------
 
 

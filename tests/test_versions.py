@@ -25,6 +25,10 @@ LIBRARY = Path(__file__).resolve().parents[1] / "lib" / "unfool"
 TABLE = Path(__file__).with_name("builder_versions.json")
 COMMAND = "python tests/test_versions.py --update"
 
+ROUNDS = [
+    "attacks/_rounds.py", "attacks/_descent.py", "attacks/_pool.py", "attacks/_guard.py",
+]  # fmt: skip
+
 # Builder -> the name of its version, and the files whose code decides what it builds.
 BUILDERS: dict[str, tuple[str, list[str]]] = {
     "classifiers": ("VERSION", ["classifiers.py"]),
@@ -33,7 +37,15 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "attacks.deepfool": ("VERSION", ["attacks/deepfool.py", "attacks/_guard.py"]),
     "attacks.jsma": ("VERSION", ["attacks/jsma.py", "attacks/_pool.py", "attacks/_guard.py"]),
     "attacks.carlini_wagner": (
-        "VERSION", ["attacks/carlini_wagner.py", "attacks/_pool.py", "attacks/_guard.py"],
+        "VERSION",
+        ["attacks/carlini_wagner.py", "attacks/_descent.py", "attacks/_pool.py",
+         "attacks/_guard.py"],
+    ),
+    "attacks.carlini_wagner_l0": ("VERSION", ["attacks/carlini_wagner_l0.py", *ROUNDS]),
+    "attacks.carlini_wagner_linf": ("VERSION", ["attacks/carlini_wagner_linf.py", *ROUNDS]),
+    "attacks.lbfgs": (
+        "VERSION",
+        ["attacks/lbfgs.py", "attacks/_descent.py", "attacks/_pool.py", "attacks/_guard.py"],
     ),
     "defenses.denoiser": ("VERSION", ["defenses/denoiser.py"]),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),

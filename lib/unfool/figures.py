@@ -11,6 +11,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -28,6 +29,7 @@ INK, QUIET, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 RIGHT, WRONG = "#0b7a75", "#c1440e"
 SERIES = ["#1f5fa8", "#c1440e", "#0b7a75", "#8a5a00", "#6d3fa0", "#4b5563"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
+DASHES = ["-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
@@ -157,6 +159,66 @@ def verdicts(
 
 
 @_styled
+def gallery(
+    clean: Tensor,
+    attacked: Mapping[str, Tensor],
+    read: Mapping[str, Tensor],
+    sizes: Mapping[str, Mapping[str, Tensor]],
+    truth: Tensor,
+    classes: Sequence[str],
+    *,
+    caption: str,
+) -> Figure:
+    """Draw attacks x images: each result beside its perturbation, what it is read as, and norms.
+
+    Args:
+        clean: images (K, C, H, W) in [0, 1].
+        attacked: name of an attack -> its images, like `clean`.
+        read: name -> predicted classes (K,).
+        sizes: name -> what `evaluation.distortion` gives, (K,) each.
+        truth: true classes (K,).
+        classes: names of the classes.
+        caption: see `Figure`.
+    """
+    alt = f"{len(clean)} images: {', '.join(classes[int(c)] for c in truth)}; " + "; ".join(
+        f"{name}: "
+        + ", ".join(
+            f"read as {classes[int(read[name][k])]} ({_norms(size, k)})" for k in range(len(clean))
+        )
+        for name, size in sizes.items()
+    )
+    width, height = 1.02 + 1.46 * len(clean), 0.98 + 1.14 * len(attacked)  # inches
+    figure = _new(width, height, alt, caption)
+    figure.set_layout_engine("none")  # all places are known, and so many take it seconds
+
+    def place(left: float, top: float, picture: Tensor, signed: bool = False) -> Axes:
+        size = 0.68
+        box = (left / width, 1 - (top + size) / height, size / width, size / height)
+        axis: Axes = figure.add_axes(box)
+        _image(axis, picture, signed)
+        return axis
+
+    tops = {"clean": 0.04} | {name: 1.0 + 1.14 * row for row, name in enumerate(attacked)}
+    for name, top in tops.items():
+        figure.text(0.92 / width, 1 - (top + 0.34) / height, name, ha="right", va="center")
+    for k, image in enumerate(clean):
+        left = 1.02 + 1.46 * k
+        _verdict(place(left + 0.35, tops["clean"], image), classes[int(truth[k])], None)
+        for name, batch in attacked.items():
+            got = int(read[name][k])
+            _verdict(place(left, tops[name], batch[k]), classes[got], got == int(truth[k]))
+            change = place(left + 0.7, tops[name], batch[k] - image, signed=True)
+            change.set_xlabel(_norms(sizes[name], k, "\n"), fontsize=7.5, labelpad=3)
+    return figure
+
+
+def _norms(sizes: Mapping[str, Tensor], k: int, between: str = ", ") -> str:
+    """Say how large the change of image k is in each norm."""
+    l0, l2, linf = (float(sizes[norm][k]) for norm in ("l0", "l2", "linf"))
+    return between.join([f"L0 {l0:.0f}", f"L2 {l2:.2f}", f"L∞ {linf:.2f}"])
+
+
+@_styled
 def panels(
     pictures: Mapping[str, Tensor],
     *,
@@ -232,6 +294,8 @@ def lines(
 ) -> Figure:
     """Draw one curve per series, labelled at its end, with its interval as a band.
 
+    Each has its own dashes and marks, so that of two that coincide both are seen.
+
     Args:
         x: positions.
         series: name -> values, as many as x; shares in [0, 1] where `percent`.
@@ -250,15 +314,13 @@ def lines(
     scale = 100 if percent else 1
     for k, (name, values) in enumerate(series.items()):
         colour, y = SERIES[k % len(SERIES)], scale * np.asarray(values)
-        axis.plot(x, y, color=colour, marker=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.8, label=name)
+        axis.plot(
+            x, y, color=colour, ls=DASHES[k % len(DASHES)], marker=MARKERS[k % len(MARKERS)],
+            ms=4.5, lw=1.8, label=name,
+        )  # fmt: skip
         if intervals and name in intervals:
             low, high = scale * np.asarray(intervals[name]).T
             axis.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
-        if len(series) > 1:
-            axis.annotate(
-                f" {name}", (x[-1], y[-1]), color=colour, va="center",
-                xytext=(4, 0), textcoords="offset points", annotation_clip=False,
-            )  # fmt: skip
     for position, text in (marks or {}).items():
         axis.axvline(position, color=QUIET, ls=":", lw=1.2)
         axis.annotate(
@@ -270,7 +332,36 @@ def lines(
     axis.grid(axis="y", color=GRID)
     if percent:
         axis.set_ylim(-2, 102)
+    if len(series) > 1:
+        _label_ends(axis)
     return figure
+
+
+def _label_ends(axis: Axes) -> None:
+    """Write each curve's name at its end, moved up or down where names would overlap."""
+    low, high = axis.get_ylim()
+    curves = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+    ends = [float(np.asarray(line.get_ydata())[-1]) for line in curves]
+    for line, end in zip(curves, _apart(ends, 0.048 * (high - low), high), strict=True):
+        axis.annotate(
+            f" {line.get_label()}", (np.asarray(line.get_xdata())[-1], end), color=line.get_color(),
+            va="center", xytext=(4, 0), textcoords="offset points", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(values: Sequence[float], least: float, top: float) -> list[float]:
+    """Return the values, moved up (below `top`: down) where they are not `least` apart.
+
+    Of equal ones the first comes on top.
+    """
+    order = sorted(range(len(values)), key=lambda k: (values[k], -k))
+    placed = list(values)
+    for below, k in pairwise(order):
+        placed[k] = max(placed[k], placed[below] + least)
+    for k in reversed(order):
+        placed[k] = min(placed[k], top)
+        top = placed[k] - least
+    return placed
 
 
 @_styled

@@ -146,9 +146,14 @@ class Lab:
             attack: a name of `unfool.attacks.ATTACKS`, with the paper's settings for this data set.
             classifier: the classifier under attack.
             split: "train", "validation" or "test"; how many images of it, the profile says.
-            settings: override the attack's, e.g. `eps=0.3`.
+            settings: override the attack's, e.g. `eps=0.3`; `target="random"` draws a wrong class
+                for each image.
+
+        Raises:
+            ValueError: an unknown attack, classifier or split, or a target of the caller's own.
         """
         wanted = self._settings(attack, settings)
+        _check_target(wanted)
         net = self.classifier(classifier)
         self._refuse_seen(net, split)
         part = self.split(split)
@@ -640,6 +645,18 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+def _check_target(wanted: AttackSettings) -> None:
+    """Refuse a target that is no plain value: a set is found again by its settings."""
+    target = wanted.settings.get("target")
+    if target is None or (isinstance(target, str) and target == "random"):
+        return
+    given = f"a tensor of shape {tuple(target.shape)}" if isinstance(target, Tensor) else target
+    raise ValueError(
+        f'target of an adversarial set must be "random" or None, not {given!s}: for classes of '
+        f"your own call unfool.attacks.{wanted.name}(net, x, y, target=...)"
+    )
 
 
 def _warnings(fields: Mapping[str, Any]) -> list[str]:

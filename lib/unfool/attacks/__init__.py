@@ -15,10 +15,16 @@ from torch import Tensor
 from unfool.attacks._guard import random_targets
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
+from unfool.attacks.carlini_wagner_l0 import VERSION as _CARLINI_WAGNER_L0
+from unfool.attacks.carlini_wagner_l0 import carlini_wagner_l0
+from unfool.attacks.carlini_wagner_linf import VERSION as _CARLINI_WAGNER_LINF
+from unfool.attacks.carlini_wagner_linf import carlini_wagner_linf
 from unfool.attacks.deepfool import VERSION as _DEEPFOOL
 from unfool.attacks.deepfool import deepfool
 from unfool.attacks.jsma import VERSION as _JSMA
 from unfool.attacks.jsma import jsma
+from unfool.attacks.lbfgs import VERSION as _LBFGS
+from unfool.attacks.lbfgs import lbfgs
 from unfool.attacks.sign import VERSION as _SIGN
 from unfool.attacks.sign import bim, fgsm, pgd, r_fgsm, r_llc
 
@@ -29,10 +35,13 @@ __all__ = [
     "Attack",
     "AttackSettings",
     "bim",
+    "carlini_wagner_l0",
     "carlini_wagner_l2",
+    "carlini_wagner_linf",
     "deepfool",
     "fgsm",
     "jsma",
+    "lbfgs",
     "paper_attacks",
     "pgd",
     "r_fgsm",
@@ -60,6 +69,9 @@ ATTACKS: dict[str, Attack] = {
     "deepfool": deepfool,
     "jsma": jsma,
     "carlini_wagner_l2": carlini_wagner_l2,
+    "carlini_wagner_l0": carlini_wagner_l0,
+    "carlini_wagner_linf": carlini_wagner_linf,
+    "lbfgs": lbfgs,
 }
 
 VERSIONS: dict[str, int] = {
@@ -67,6 +79,9 @@ VERSIONS: dict[str, int] = {
     "deepfool": _DEEPFOOL,
     "jsma": _JSMA,
     "carlini_wagner_l2": _CARLINI_WAGNER,
+    "carlini_wagner_l0": _CARLINI_WAGNER_L0,
+    "carlini_wagner_linf": _CARLINI_WAGNER_LINF,
+    "lbfgs": _LBFGS,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

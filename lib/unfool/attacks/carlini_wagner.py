@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from unfool.attacks._descent import ROUNDING, Descent
 from unfool.attacks._guard import check_choice, check_inputs, check_number, frozen
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
@@ -19,8 +20,6 @@ from unfool.progress import Progress
 VERSION = 1
 CHECKS = 10  # how often a descent is asked whether it still gets anywhere
 GAIN = 0.9999  # it does where the objective has fallen below this share of its last value
-BETAS, TINY = (0.9, 0.999), 1e-8  # Adam's usual ones
-ROUNDING = 1e-5  # a smaller margin between two logits may change sign in a batch of another size
 TELL_EVERY = 10  # steps between two calls of progress
 
 
@@ -135,49 +134,39 @@ def schedule_of(
     return schedule
 
 
-class Search:
-    """All images of one call, and how far each has come: tensors with a row per image.
+class Search(Descent):
+    """A descent for each c that is tried.
 
-    Attributes:
-        w, m, v: the image in tanh space, and Adam's two moments of it, (N, C, H, W).
-        steps, searches: how many are done, (N,) int64.
+    Attributes, beside those of a descent:
+        searches: how many are done, (N,) int64.
         c, low, high: the price under trial, the largest that failed, the smallest that did not.
         hit: has this c succeeded? (N,) bool.
         lowest, mark: the lowest objective of this descent, now and when it was last checked.
-        best, best_l2: the nearest image so far (x while there is none) and its squared distance.
+        best_l2: the squared distance of the best image, infinite while there is none.
     """
 
     def __init__(
         self, model: nn.Module, x: Tensor, aim: Tensor, sign: int, live: Tensor, kappa: float,
         schedule: Schedule, progress: Progress | None,
     ) -> None:  # fmt: skip
-        self.model, self.aim, self.sign, self.live = model, aim, sign, live
-        self.kappa, self.schedule, self.progress = kappa, schedule, progress
-        self.x, self.best = x.detach(), x.detach().clone()
-        self.w = self.to_w(self.x)
-        self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
-        n, device = len(x), x.device
-        self.steps = torch.zeros(n, dtype=torch.int64, device=device)
+        super().__init__(model, x, aim, sign, live, kappa, schedule.lr, schedule.squeeze, progress)
+        self.schedule = schedule
         self.searches = torch.zeros_like(self.steps)
-        self.c = torch.full((n,), schedule.c, dtype=x.dtype, device=device)
+        self.c = torch.full((len(x),), schedule.c, dtype=x.dtype, device=x.device)
         self.low = torch.zeros_like(self.c)
         self.high, self.best_l2, self.lowest, self.mark = (
             torch.full_like(self.c, torch.inf) for _ in range(4)
         )
         self.hit = torch.zeros_like(live)
-        self.attacked, self.turn = int(live.sum()), 0
+        self.turn = 0
         self.tell()
-
-    def to_w(self, images: Tensor) -> Tensor:
-        """Return where the descent to or from these images starts."""
-        return ((2 * images - 1) * self.schedule.squeeze).atanh()
 
     def step(self, rows: Tensor) -> None:
         """Take one step of Adam for the images `rows`; go on to the next c where one is done."""
         w = self.w[rows].requires_grad_(True)
         with torch.enable_grad():
             images = (w.tanh() + 1) / 2
-            margin = self.sign * lead(self.model(images), self.aim[rows])
+            margin = self.margin(images, rows)
             l2, loss = objective(images, self.x[rows], margin, self.c[rows], self.kappa)
             (gradient,) = torch.autograd.grad(loss.sum(), w)
         self.keep(rows, images.detach(), l2.detach(), margin.detach())
@@ -208,17 +197,6 @@ class Search:
         self.mark[rows[due]] = lowest[due]
         return stuck
 
-    def descend(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take a step of Adam (Kingma and Ba 2015), each image by its own count of steps."""
-        self.steps[rows] += 1
-        first, second = BETAS
-        m = self.m[rows].lerp_(gradient, 1 - first)
-        v = self.v[rows].lerp_(gradient.square(), 1 - second)
-        t = self.steps[rows].view(-1, 1, 1, 1)
-        change = (m / (1 - first**t)) / ((v / (1 - second**t)).sqrt() + TINY)
-        self.w[rows] -= self.schedule.lr * change
-        self.m[rows], self.v[rows] = m, v
-
     def next_c(self, rows: Tensor) -> None:
         """End the descents of these images and set up their next ones, with Adam at rest."""
         hit, c = self.hit[rows], self.c[rows]
@@ -227,7 +205,7 @@ class Search:
         self.high[rows], self.low[rows] = high, low
         self.c[rows] = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         self.w[rows] = self.restart(rows)
-        self.m[rows], self.v[rows], self.steps[rows] = 0.0, 0.0, 0
+        self.rest(rows)
         self.hit[rows], self.lowest[rows], self.mark[rows] = False, torch.inf, torch.inf
         self.searches[rows] += 1
         self.live[rows] = self.searches[rows] < self.schedule.searches
@@ -255,10 +233,3 @@ def objective(
     """Return squared distance and objective of each image, (N,) each: equation 3 of the paper."""
     l2 = (images - x).flatten(1).square().sum(dim=1)
     return l2, l2 + c * (-margin).clamp(min=-kappa)
-
-
-def lead(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return by how much each image's class leads the best of the others, (N,); < 0: it trails."""
-    own = logits.gather(1, classes[:, None]).squeeze(1)
-    others = logits.scatter(1, classes[:, None], -torch.inf)
-    return own - others.amax(dim=1)

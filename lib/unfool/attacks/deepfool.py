@@ -17,7 +17,9 @@ from unfool.progress import Progress
 VERSION = 1
 # How many times the mean of the gradients seen an unseen one may be. Measured at x on 1,376 digits
 # and two networks, none of which chose another border; against the largest one seen instead of the
-# mean, 1.5 is as dear and misses the nearest border of 8.
+# mean, 1.5 is as dear and misses the nearest border of 8. On colour it is less exact: of 568 photos
+# with digits (mnist-m, training images, resnet8) 12 end elsewhere, and the mean way is 0.3 %
+# longer; with 2.5 none does, for half as many backward passes again.
 SLACK = 1.75
 CROSSING = 1e-4  # added to each step, so that it crosses the border also where it is short
 
@@ -52,8 +54,8 @@ def deepfool(
             included; 10.
         exact: visit all of them at every step. By default they are visited in the order of their
             logits, until no border can be nearer than the best one so far unless its gradient is
-            over 1.75 times as long as those seen on average. The images are the same but for a rare
-            one, at a fifth of the backward passes.
+            over 1.75 times as long as those seen on average. Digits are the same but for a rare
+            one, of small colour images 98 %, at a fifth of the backward passes.
         bisect: how many times to halve the way back from the result to the border; 0 as in the
             paper, 8 come within 0.4 % of the way.
         target: must be None: DeepFool goes to the nearest class.
