@@ -31,7 +31,8 @@ NEEDS_TARGET = {"jsma"}
 REFUSES_TARGET = {"r_llc", "deepfool"}
 QUICK: dict[str, dict[str, Any]] = {
     "bim": {"steps": 2}, "pgd": {"steps": 2}, "deepfool": {"steps": 3},
-    "carlini_wagner_l2": {"searches": 1, "steps": 3},
+    "carlini_wagner_l2": {"searches": 1, "steps": 3}, "ead": {"searches": 1, "steps": 3},
+    "ddn": {"steps": 3}, "fmn": {"steps": 3},
 }  # fmt: skip
 """Settings that keep a test of the frame, not of the strength, short."""
 

@@ -35,6 +35,27 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "attacks.carlini_wagner": (
         "VERSION", ["attacks/carlini_wagner.py", "attacks/_pool.py", "attacks/_guard.py"],
     ),
+    "attacks.ead": (
+        "VERSION",
+        [
+            "attacks/ead.py", "attacks/_nearest.py", "attacks/carlini_wagner.py",
+            "attacks/_pool.py", "attacks/_guard.py",
+        ],
+    ),
+    "attacks.ddn": (
+        "VERSION",
+        [
+            "attacks/ddn.py", "attacks/_nearest.py", "attacks/carlini_wagner.py",
+            "attacks/_guard.py",
+        ],
+    ),
+    "attacks.fmn": (
+        "VERSION",
+        [
+            "attacks/fmn.py", "attacks/_nearest.py", "attacks/carlini_wagner.py",
+            "attacks/_guard.py",
+        ],
+    ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),
     "datasets.full": ("CIFAR10_VERSION", ["datasets/full.py", "datasets/base.py"]),

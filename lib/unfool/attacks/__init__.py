@@ -15,8 +15,14 @@ from torch import Tensor
 from unfool.attacks._guard import random_targets
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
+from unfool.attacks.ddn import VERSION as _DDN
+from unfool.attacks.ddn import ddn
 from unfool.attacks.deepfool import VERSION as _DEEPFOOL
 from unfool.attacks.deepfool import deepfool
+from unfool.attacks.ead import VERSION as _EAD
+from unfool.attacks.ead import ead
+from unfool.attacks.fmn import VERSION as _FMN
+from unfool.attacks.fmn import fmn
 from unfool.attacks.jsma import VERSION as _JSMA
 from unfool.attacks.jsma import jsma
 from unfool.attacks.sign import VERSION as _SIGN
@@ -30,8 +36,11 @@ __all__ = [
     "AttackSettings",
     "bim",
     "carlini_wagner_l2",
+    "ddn",
     "deepfool",
+    "ead",
     "fgsm",
+    "fmn",
     "jsma",
     "paper_attacks",
     "pgd",
@@ -60,6 +69,9 @@ ATTACKS: dict[str, Attack] = {
     "deepfool": deepfool,
     "jsma": jsma,
     "carlini_wagner_l2": carlini_wagner_l2,
+    "ead": ead,
+    "ddn": ddn,
+    "fmn": fmn,
 }
 
 VERSIONS: dict[str, int] = {
@@ -67,6 +79,9 @@ VERSIONS: dict[str, int] = {
     "deepfool": _DEEPFOOL,
     "jsma": _JSMA,
     "carlini_wagner_l2": _CARLINI_WAGNER,
+    "ead": _EAD,
+    "ddn": _DDN,
+    "fmn": _FMN,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

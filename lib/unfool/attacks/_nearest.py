@@ -61,9 +61,10 @@ class Nearest:
     def halve_the_way(self, images: Tensor, project: Projection, times: int) -> Tensor:
         """Go from x towards `images` as far as needed, found by halving; return where that is.
 
-        The way leads through the balls around x: `project` on ever larger ones. What does not fool
-        the model at its end comes back as it is.
+        The way leads through the balls around x: `project` on ever larger ones. Images that do not
+        fool the model may end anywhere. Costs times + 1 forward passes.
         """
+        self.keep(images, self.model(images))
         change, length = images - self.x, self.norm(images - self.x)
         near, far = torch.zeros_like(length), torch.ones_like(length)
         for _ in range(times):
