@@ -94,8 +94,8 @@ def fmn(
         alpha: the first step's length, > 0, in L2 of pixels in [0, 1].
         gamma: the first share by which the radius changes, from 0 to 1.
         inside: whether to leave out of the gradient what points out of [0, 1]. The paper does not
-            (False): on digits, mostly black, most of a step may then be clipped away, the radius
-            creeps up to the border and a third of the images are never fooled.
+            (False): on digits, mostly black, much of a step may then be clipped away, so that the
+            radius creeps up to the border; in L2 a quarter to a third of them are never fooled.
         start: images like x to begin with, such as another attack's: one that fools the model is
             moved to the border, by ten halvings of the way from x. By default, and where it does
             not fool the model, x itself.
