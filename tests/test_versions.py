@@ -53,7 +53,8 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "attacks.ead": (
         "VERSION",
         [
-            "attacks/ead.py", "attacks/_nearest.py", "attacks/_descent.py", "attacks/carlini_wagner.py",
+            "attacks/ead.py", "attacks/_nearest.py", "attacks/_descent.py",
+            "attacks/carlini_wagner.py",
             "attacks/_pool.py", "attacks/_guard.py",
         ],
     ),
