@@ -30,6 +30,7 @@ from unfool.evaluation import (
     append_record,
     by_change,
     distortion,
+    drift,
     holm,
     mcnemar,
     measure,
@@ -315,6 +316,24 @@ def test_recovered_is_what_measure_says() -> None:
         assert recovered(Lookup(), purifier, adversarial) == pytest.approx(share)
     nobody = replace(adversarial, success=torch.zeros_like(adversarial.success))
     assert recovered(Lookup(), Repair({8: 0}), nobody) == 0.0
+
+
+def test_drift_is_the_mean_distance_of_fooled_images_from_the_clean() -> None:
+    x, success = torch.full((3, 1, 2, 2), 0.25), torch.tensor([True, False, True])
+    x_adv = x + torch.tensor([0.5, 0.75, 0.25]).view(3, 1, 1, 1)
+    one = AdversarialSet(x, x_adv, torch.zeros(3, dtype=torch.int64), success, success)
+    assert drift(nn.Identity(), one) == pytest.approx(0.375)
+    assert drift(Shift(-0.25), one) == pytest.approx(0.125)
+    assert drift(nn.Identity(), replace(one, success=torch.zeros_like(success))) == 0.0
+
+
+class Shift(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
 
 
 # --- records --------------------------------------------------------------------------------------

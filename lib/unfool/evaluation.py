@@ -307,6 +307,16 @@ def recovered(classifier: nn.Module, purifier: nn.Module, adversarial: Adversari
     return float((read == adversarial.y[fooled].cpu()).float().mean())
 
 
+def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
+    """Return how far purified images are from the clean ones: mean L1 per pixel, in [0, 1].
+
+    Over the images that were attacked with success; the "defense loss" of the paper's Figure 7.
+    """
+    fooled = adversarial.success.cpu()
+    purified = outputs(purifier, adversarial.x_adv[fooled])
+    return float((purified - adversarial.x[fooled]).abs().mean()) if fooled.any() else 0.0
+
+
 def right_answers(
     classifier: nn.Module, defended: nn.Module, adversarial: AdversarialSet
 ) -> dict[str, Tensor]:
