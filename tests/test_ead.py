@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attack_tools import Passes, length
 from unfool.attacks import ead
-from unfool.attacks.carlini_wagner import lead
+from unfool.attacks._descent import lead
 from unfool.attacks.ead import PRESETS, Search, schedule_of, shrink_towards
 from victims import (
     Batch,
