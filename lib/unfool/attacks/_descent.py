@@ -22,6 +22,7 @@ class Descent:
         live: the images that are not finished, (N,) bool.
         kappa: by how much the margin must be exceeded.
         w, m, v: the image in tanh space, and Adam's two moments of it, (N, C, H, W).
+        lr: Adam's learning rate for each image, (N, 1, 1, 1), in units of w.
         steps: how many Adam has taken since it was last at rest, (N,) int64.
         best: the nearest image that fools the model so far, x while there is none.
     """
@@ -31,10 +32,11 @@ class Descent:
         lr: float, squeeze: float, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.aim, self.sign, self.live = model, aim, sign, live
-        self.kappa, self.lr, self.squeeze, self.progress = kappa, lr, squeeze, progress
+        self.kappa, self.squeeze, self.progress = kappa, squeeze, progress
         self.x, self.best = x.detach(), x.detach().clone()
         self.w = self.to_w(self.x)
         self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
+        self.lr = x.new_full((len(x), 1, 1, 1), lr)
         self.steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.attacked = int(live.sum())
 
@@ -54,7 +56,7 @@ class Descent:
         v = self.v[rows].lerp_(gradient.square(), 1 - second)
         t = self.steps[rows].view(-1, 1, 1, 1)
         change = (m / (1 - first**t)) / ((v / (1 - second**t)).sqrt() + TINY)
-        self.w[rows] -= self.lr * change
+        self.w[rows] -= self.lr[rows] * change
         self.m[rows], self.v[rows] = m, v
 
     def rest(self, rows: Tensor) -> None:

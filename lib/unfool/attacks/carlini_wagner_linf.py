@@ -27,19 +27,23 @@ class LinfSchedule(Schedule):
     Attributes:
         shrink: tau is this share of the largest change of the best image.
         retreats: how often a lost round is repeated with half as large a decrease of tau.
+        ease: where tau is less than this, lr falls in proportion to it, lest a step be larger than
+            the room that is left.
     """
 
     shrink: float
     retreats: int
+    ease: float
 
 
 PRESETS: dict[str, LinfSchedule] = {
     "original": LinfSchedule(
         steps=1000, lr=0.005, c=1e-5, growth=2, largest_c=20, squeeze=0.999999, shrink=0.9,
-        retreats=0,
+        retreats=0, ease=0.0,
     ),
     "fast": LinfSchedule(
         steps=100, lr=0.02, c=0.1, growth=10, largest_c=1, squeeze=0.999, shrink=0.9, retreats=3,
+        ease=0.2,
     ),
 }  # fmt: skip
 
@@ -81,8 +85,8 @@ def carlini_wagner_linf(
         kappa: how far the wrong logit must lie above the others, >= 0, in units of the logits.
         preset: "original", the settings of Carlini's code: 1000 steps for each c, lr 0.005, c from
             1e-5 by doubling to 20; the first round that fails is the last. Or "fast": 100 steps, lr
-            0.02, c 0.1 and 1, a start less flat (`squeeze`); a round that fails is tried again with
-            half the decrease of tau, three times in all.
+            0.02 (less where tau is less than 0.2), c 0.1 and 1, a start less flat (`squeeze`); a
+            round that fails is tried again with half the decrease of tau, three times in all.
         steps, lr, c: override the preset's; see `Schedule`. c: the first value.
         target: classes (N,), int64, not y: the error must be this one.
         generator: unused, nothing is drawn; part of every attack's interface.
@@ -150,4 +154,7 @@ class Lowering(Rounds):
         """Set tau to a share of the best image's largest change."""
         self.tau[rows] = self.shrink[rows] * self.linf[rows]
         self.goal[rows] = (self.tau[rows] + self.linf[rows]) / 2
+        if self.schedule.ease > 0:
+            slower = (self.tau[rows] / self.schedule.ease).clamp(max=1)
+            self.lr[rows] = self.schedule.lr * slower.view(-1, 1, 1, 1)
         self.finish(rows[self.tau[rows] <= LOWEST])
