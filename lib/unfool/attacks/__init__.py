@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unfool.attacks._descent import lead
 from unfool.attacks._guard import random_targets
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
@@ -51,6 +52,7 @@ __all__ = [
     "fmn",
     "jsma",
     "lbfgs",
+    "lead",
     "paper_attacks",
     "pgd",
     "r_fgsm",
