@@ -52,6 +52,11 @@ STAMP = VENV / "unfool-setup.txt"  # written last: without it .venv is unfinishe
 BUSY = HERE / ".venv.lock"
 LINUX = sys.platform.startswith("linux")
 NEEDED_GB = 6.0 if LINUX else 2.5  # .venv measures 5.2 GB on Linux (CUDA libraries come along)
+BENCH_VENV = HERE / ".venv-bench"  # the libraries that only benchmarks need; .venv stays as it is
+BENCH_PYTHON = BENCH_VENV / BIN.name / PYTHON.name
+BENCH_LOCK = HERE / "requirements-bench.txt"
+BENCH_BUILD = HERE / "benchmarks" / "build-constraints.txt"  # visdom needs an old setuptools
+BENCH_STAMP = BENCH_VENV / STAMP.name
 HEARTBEAT_SECONDS = 15.0
 CACHE_HINT = "what has been downloaded is kept"
 
@@ -408,6 +413,65 @@ def setup() -> None:
     print(f"Set up in {time.monotonic() - began:.0f} s.\n", flush=True)
 
 
+# --- the environment of the benchmarks ------------------------------------------------------------
+
+
+def bench_fingerprint() -> str:
+    """What .venv-bench was made from: all that .venv was, and the files of its own."""
+    digest = hashlib.sha256(fingerprint().encode())
+    for path in (BENCH_LOCK, BENCH_BUILD):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def bench_ready() -> bool:
+    """Whether .venv-bench is complete and of today's files."""
+    with contextlib.suppress(OSError):
+        made_from = BENCH_STAMP.read_text(encoding="utf-8")
+        return BENCH_PYTHON.exists() and made_from == bench_fingerprint()
+    return False
+
+
+def make_bench_venv() -> None:
+    """Make an empty .venv-bench with the Python of .venv."""
+    uv("venv", "--clear", "--python", str(PYTHON), str(BENCH_VENV))
+
+
+def sync_bench_packages() -> None:
+    """Install exactly what both locks name; what a library itself asks for is not asked.
+
+    torchattacks wants a requests of 2021, which would take Jupyter with it, and runs without.
+    """
+    build = ("--require-hashes", "--build-constraints", str(BENCH_BUILD))
+    uv("pip", "sync", "--python", str(BENCH_PYTHON), *build, str(LOCK), str(BENCH_LOCK))
+
+
+def install_bench_package() -> None:
+    """Install the package unfool, editable, for the benchmarks."""
+    flags = ("--no-deps", "--no-build-isolation")
+    uv("pip", "install", "--python", str(BENCH_PYTHON), *flags, "-e", str(HERE))
+
+
+def bench_steps() -> list[tuple[str, Callable[[], None]]]:
+    """The set-up of .venv-bench in order."""
+    return [
+        ("virtual environment .venv-bench", make_bench_venv),
+        (f"packages of {LOCK.name} and {BENCH_LOCK.name}", sync_bench_packages),
+        ("package unfool", install_bench_package),
+    ]
+
+
+def setup_bench() -> None:
+    """Make .venv-bench complete, or return at once when it is; .venv must be there."""
+    if bench_ready():
+        return
+    print(f"Setting up {BENCH_VENV}: the libraries that the benchmarks compare with.", flush=True)
+    with exclusive():
+        if not bench_ready():
+            run_steps(bench_steps())
+            write_atomically(BENCH_STAMP, bench_fingerprint())
+
+
 # --- verbs ----------------------------------------------------------------------------------------
 
 
@@ -498,6 +562,15 @@ def verb_doctor(_: list[str]) -> int:
     return 1
 
 
+def verb_bench(rest: list[str]) -> int:
+    """Run the benchmarks in an environment of their own."""
+    setup()
+    setup_bench()
+    path = str(BENCH_PYTHON.parent) + os.pathsep + os.environ.get("PATH", "")
+    command = [str(BENCH_PYTHON), "-m", "benchmarks.attacks", *rest]
+    return call(command, PATH=path, VIRTUAL_ENV=str(BENCH_VENV))
+
+
 def verb_lock(rest: list[str]) -> int:
     """Compile requirements.in into requirements.lock, without any index's address in it."""
     with exclusive():
@@ -525,6 +598,18 @@ RUN_HELP = """examples:
 
 What follows `run` goes to `unfool run`; all its options, once set up: unfool run --help."""
 
+BENCH_HELP = """examples:
+  course.py bench --quick                      does it run? 2 to 8 images; minutes
+  course.py bench --attacks pgd deepfool       these two, beside every library
+  course.py bench --attacks cw --peers adv-lib foolbox --images 32 --repeat 3
+  course.py bench --dataset mnist-m            resnet8 on colour instead of anet on digits
+  course.py bench --device cuda
+  course.py bench --save                       and write benchmarks/results/, which is committed
+
+Also --classifier NAME, --fresh (measure again what is there), --out DIR (default results/local).
+The first call makes .venv-bench; a call that was stopped is taken up where it was.
+What is measured, and how: benchmarks/README.md."""
+
 VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "setup": (verb_setup, "make .venv with everything in it (the other verbs do so, too)", ""),
     "run": (verb_run, "run the notebooks headless; a line each, a table, an HTML report", RUN_HELP),
@@ -535,6 +620,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "JupyterLab on a copy under work/",
         "What follows `lab` goes to JupyterLab, e.g. --no-browser --port 8899.",
     ),
+    "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
         verb_lock,
@@ -543,7 +629,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-TAKES_MORE = {"run", "lab", "lock"}
+TAKES_MORE = {"run", "lab", "bench", "lock"}
 
 
 def parser() -> argparse.ArgumentParser:

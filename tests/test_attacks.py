@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import re
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from unfool.attacks import (
     SIGN_FAMILY,
     VERSIONS,
     AttackSettings,
+    _guard,
     fgsm,
     paper_attacks,
     random_targets,
@@ -33,6 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bim": {"steps": 2}, "pgd": {"steps": 2}, "deepfool": {"steps": 3},
     "carlini_wagner_l2": {"searches": 1, "steps": 3}, "carlini_wagner_l0": {"steps": 3},
     "carlini_wagner_linf": {"steps": 3}, "lbfgs": {"searches": 1, "steps": 2},
+    "ead": {"searches": 1, "steps": 3}, "ddn": {"steps": 3}, "fmn": {"steps": 3},
 }  # fmt: skip
 """Settings that keep a test of the frame, not of the strength, short."""
 
@@ -413,12 +416,29 @@ def test_probabilities_in_place_of_logits_are_warned_of(name: str) -> None:
         call(name, model=network(), x=x, y=y)
 
 
-def test_the_warning_names_the_callers_line() -> None:
+def blamed(name: str) -> list[tuple[str, str]]:
+    """File and text of the lines that an attack's warnings point at; the call stands on its own."""
     x, y = batch()
-    for attack in (fgsm, ATTACKS["pgd"], ATTACKS["deepfool"]):
-        with pytest.warns(UserWarning, match="sum to 1") as caught:
-            attack(nn.Sequential(network(), nn.Softmax(dim=1)), x, y)
-        assert [warning.filename for warning in caught] == [__file__]
+    probable = nn.Sequential(network(), nn.Softmax(dim=1))
+    more = {"target": next_class(y)} if name in NEEDS_TARGET else {}
+    with pytest.warns(UserWarning, match="sum to 1") as caught:
+        ATTACKS[name](probable, x, y, **QUICK.get(name, {}), **more)  # this line
+    lines = [(warning.filename, warning.lineno) for warning in caught]
+    return [(file, linecache.getline(file, line).split("  # ")[-1].strip()) for file, line in lines]
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_warning_names_the_line_that_called_the_attack(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert blamed(name) == [(__file__, "this line")]
+    warn = warnings.warn
+    for off in (-1, 1):  # the control: a level off is seen; one more for the lambda itself
+        monkeypatch.setattr(
+            _guard.warnings, "warn",
+            lambda text, stacklevel, off=off: warn(text, stacklevel=stacklevel + 1 + off),
+        )  # fmt: skip
+        assert blamed(name) != [(__file__, "this line")]
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -342,7 +342,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         course.main(["--help"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == bare
-    for verb in ("setup", "run", "test", "test-all", "lab", "doctor", "lock", "help"):
+    for verb in ("setup", "run", "test", "test-all", "lab", "bench", "doctor", "lock", "help"):
         assert f"\n    {verb} " in bare
     with pytest.raises(SystemExit):
         course.main(["run", "--help"])
@@ -388,3 +388,68 @@ def test_doctor_installs_nothing(checkout: Path) -> None:
     assert process.returncode == 1
     assert "course.py setup" in output
     assert log(checkout) == []
+
+
+# --- the environment of the benchmarks ------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """What uv and the shell are asked to do, in a place of their own; nothing is done."""
+    calls: list[list[str]] = []
+    python = tmp_path / ".venv-bench" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setattr(course, "BENCH_PYTHON", python)
+    monkeypatch.setattr(course, "BENCH_STAMP", tmp_path / ".venv-bench" / "stamp")
+    monkeypatch.setattr(course, "BUSY", tmp_path / "busy")
+    monkeypatch.setattr(course, "setup", lambda: calls.append(["setup"]))
+    monkeypatch.setattr(course, "uv", lambda *arguments: calls.append(["uv", *arguments]))
+    monkeypatch.setattr(course, "call", lambda command, **_: calls.append(command) or 7)
+    return calls
+
+
+def test_bench_has_an_environment_of_its_own(asked: list[list[str]]) -> None:
+    assert course.main(["bench", "--quick", "--attacks", "pgd"]) == 7
+    assert asked[0] == ["setup"]
+    made = [command for command in asked if command[0] == "uv"]
+    assert [command[1:3] for command in made] == [
+        ["venv", "--clear"],
+        ["pip", "sync"],
+        ["pip", "install"],
+    ]
+    assert made[0][-1] == str(course.BENCH_VENV)
+    for command in made[1:]:  # .venv stays as it is
+        assert command[command.index("--python") + 1] == str(course.BENCH_PYTHON)
+        assert str(course.VENV) + os.sep not in " ".join(command)
+    assert "--require-hashes" in made[1]
+    bench = [str(course.BENCH_PYTHON), "-m", "benchmarks.attacks", "--quick", "--attacks", "pgd"]
+    assert asked[-1] == bench
+
+
+def test_bench_is_set_up_once_and_again_when_its_files_change(
+    asked: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    course.main(["bench"])
+    first = len(asked)
+    course.main(["bench"])
+    assert len(asked) == first + 2  # setup, and the bench itself
+    for name in ("BENCH_LOCK", "BENCH_BUILD"):
+        changed = tmp_path / name
+        changed.write_text(getattr(course, name).read_text(encoding="utf-8") + "\n")
+        monkeypatch.setattr(course, name, changed)
+        before = len(asked)
+        course.main(["bench"])
+        assert len(asked) == before + first
+
+
+def test_a_step_of_the_bench_that_fails_leaves_no_stamp(
+    asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: str) -> None:
+        raise course.Trouble("no network")
+
+    monkeypatch.setattr(course, "uv", fails)
+    assert course.main(["bench"]) == 1
+    assert asked == [["setup"]]
+    assert not course.bench_ready()

@@ -132,7 +132,7 @@ def test_pruning_leaves_the_images_alone_and_saves_most_backwards(
         return int(((a - b).flatten(1).abs().amax(1) > 1e-4).sum())
 
     assert differ(pruned, exact) <= 0.01 * len(x)
-    assert usual.backward <= 14 * len(x)
+    assert usual.backward <= 15 * len(x)
     assert all_classes.backward > 3.5 * usual.backward
     assert usual.forward <= 18 * len(x)
     monkeypatch.setattr(room, "SLACK", 1.0)  # the control: stopping too early is seen
@@ -150,8 +150,8 @@ def test_an_image_is_backwarded_only_for_borders_that_could_be_nearer() -> None:
     assert net(got).argmax(1).item() == 1
     # One step; the third border is further than SLACK = 1.75 times the first.
     assert passes.backward == 2
-    # To see the logits, at x, and at the new point.
-    assert passes.forward == 3
+    # To see the logits, whether it is right, at x for each border, and at the new point.
+    assert passes.forward == 5
     with Passes(net) as passes:
         deepfool(net, x, y, exact=True)
     assert passes.backward == 3
@@ -217,11 +217,11 @@ def test_finished_images_cost_nothing_more() -> None:
     x, y = greys(net, 20)
     with Passes(net) as passes:
         deepfool(net, x, y, exact=True)
-    assert (passes.forward, passes.backward) == (1 + 20 + 20, 2 * 20)
-    y[:5] = (y[:5] + 1) % 3  # five are misread: the other 15 go through anew, without them
+    assert (passes.forward, passes.backward) == (1 + 20 + 3 * 20, 2 * 20)
+    y[:5] = (y[:5] + 1) % 3  # five are misread: the other 15 go on without them
     with Passes(net) as passes:
         deepfool(net, x, y, exact=True)
-    assert (passes.forward, passes.backward) == (1 + 20 + 15 + 15, 2 * 15)
+    assert (passes.forward, passes.backward) == (1 + 20 + 3 * 15, 2 * 15)
 
 
 # --- the way back ---------------------------------------------------------------------------------

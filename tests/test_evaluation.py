@@ -28,13 +28,16 @@ from unfool.evaluation import (
     Record,
     accuracy,
     append_record,
+    by_change,
     distortion,
+    drift,
     holm,
     mcnemar,
     measure,
     paired_difference,
     predict,
     read_records,
+    recovered,
     wilson,
 )
 
@@ -306,6 +309,33 @@ def test_measuring_leaves_both_networks_in_eval_mode(tiny: Make) -> None:
     assert measure(net, purifier, adversarial) == first
 
 
+def test_recovered_is_what_measure_says() -> None:
+    adversarial = hand_made()
+    for purifier in (Repair({8: 0}), nn.Identity()):
+        share = measure(Lookup(), purifier, adversarial)["recovered_accuracy"]
+        assert recovered(Lookup(), purifier, adversarial) == pytest.approx(share)
+    nobody = replace(adversarial, success=torch.zeros_like(adversarial.success))
+    assert recovered(Lookup(), Repair({8: 0}), nobody) == 0.0
+
+
+def test_drift_is_the_mean_distance_of_fooled_images_from_the_clean() -> None:
+    x, success = torch.full((3, 1, 2, 2), 0.25), torch.tensor([True, False, True])
+    x_adv = x + torch.tensor([0.5, 0.75, 0.25]).view(3, 1, 1, 1)
+    one = AdversarialSet(x, x_adv, torch.zeros(3, dtype=torch.int64), success, success)
+    assert drift(nn.Identity(), one) == pytest.approx(0.375)
+    assert drift(Shift(-0.25), one) == pytest.approx(0.125)
+    assert drift(nn.Identity(), replace(one, success=torch.zeros_like(success))) == 0.0
+
+
+class Shift(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.by
+
+
 # --- records --------------------------------------------------------------------------------------
 
 
@@ -435,3 +465,18 @@ def test_a_record_is_appended_under_a_lock(tmp_path: Path) -> None:
 
 def test_a_record_is_plain_json() -> None:
     assert {f.name for f in fields(Record)} == json.loads(json.dumps(asdict(record()))).keys()
+
+
+def test_records_are_grouped_by_what_was_changed() -> None:
+    first = record(defense_settings={"lam": 100.0, "skips": True})
+    flat = replace(first, defense_settings={"lam": 100.0, "skips": False})
+    both = replace(first, defense_settings={"lam": 0.0, "skips": False})
+    again = replace(flat, seed=1)
+    groups = by_change([first, flat, both, again])
+    assert groups == {
+        "unchanged": [first],
+        "skips=False": [flat, again],
+        "lam=0, skips=False": [both],
+    }
+    assert by_change([flat, first]).keys() == {"unchanged", "skips=True"}
+    assert by_change([]) == {}

@@ -7,11 +7,13 @@ import inspect
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +53,13 @@ DRAW: dict[str, Callable[[], Figure]] = {
         {"clean": pictures(2), "attacked": pictures(2)},
         {"attacked": torch.tensor([1, 0])}, torch.tensor([0, 0]), ("cat", "dog"), caption="pets",
     ),
+    "gallery": lambda: figures.gallery(
+        pictures(2), {"jsma": pictures(2).flip(0), "fgsm": pictures(2)},
+        {"jsma": torch.tensor([1, 0]), "fgsm": torch.tensor([0, 0])},
+        {name: {"l0": torch.tensor([64, 3]), "l2": torch.tensor([2.5, 1.0]),
+                "linf": torch.tensor([0.75, 1.0])} for name in ("jsma", "fgsm")},
+        torch.tensor([0, 0]), ("cat", "dog"), caption="two attacks, two pets",
+    ),
     "panels": lambda: figures.panels(
         {"clean": torch.full((1, 8, 8), 0.5), "alpha": pictures(1)[0] - torch.ones(8, 8)},
         signed=["alpha"], marked={"clean": torch.eye(8) > 0}, caption="where it would push",
@@ -67,6 +76,25 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.bars(
         ["3", "8"], [0.25, 0.75], highlight=1, xlabel="confidence", caption="what it believes",
     ),
+    "comparison": lambda: figures.comparison(
+        {
+            "pure": [
+                record(0.5),
+                replace(record(1.0), seed=1, defended_clean_accuracy=0.65),
+                replace(record(0.25), attack="jsma", n_images=5, defended_clean_accuracy=0.0),
+            ]
+        },
+        {"fgsm": "FGSM", "jsma": "JSMA"}, reported={"paper": {"jsma": 0.9825}}, caption="means",
+    ),
+    "framework": lambda: figures.framework((1, 28, 28), (12, 12), caption="c"),
+    "heatmap": lambda: figures.heatmap(
+        {"threshold": [0.25, None], "paper": [0.5, 0.75]}, ["fgsm", "jsma"], apart=["paper"],
+        caption="two defences, two attacks",
+    ),
+    "crossings": lambda: figures.crossings(
+        {"step": (torch.tensor([0.0, 0.25, 0.75, 1.0]), torch.tensor([0.75, 0.75, 0.25, 1.0]))},
+        caption="where pixels went",
+    ),
     "unet": lambda: figures.unet(
         [(1, 32, 32), (4, 16, 16), (8, 8, 8), (4, 16, 16), (1, 32, 32)], caption="down and up",
     ),
@@ -74,18 +102,40 @@ DRAW: dict[str, Callable[[], Figure]] = {
         {"split": (torch.arange(8) >= 4).long().expand(8, 8)},
         {"split": [(0.25, 0.5), (0.75, 0.5)]}, classes=["left", "right"], caption="two halves",
     ),
+    "field": lambda: figures.field(
+        {"start": torch.linspace(0.2, 0.75, 8).expand(8, 8)}, torch.eye(2),
+        {"start": torch.zeros(3, 2)}, extent=1.5, caption="what D thinks",
+    ),
+    "field, points": lambda: figures.field(
+        {}, pictures(1)[0, 0].view(32, 2), {"one": torch.zeros(3, 2), "two": -torch.eye(2)},
+        extent=1.5, legend=("clean", "moved"), caption="two runs",
+    ),
+    "footprints": lambda: figures.footprints(
+        {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
+    ),
 }  # fmt: skip
 
 WORDS = {
     "images": ["3 images, clean: 3, 5, 8", "change"],
     "images, colour": ["2 images, photo"],
     "verdicts": ["attacked: read as dog, cat", "true: cat, cat"],
+    "gallery": [
+        "2 images: cat, cat; jsma: read as dog (L0 64, L2 2.50, L∞ 0.75), read as cat (L0 3, L2",
+        "; fgsm: read as cat",
+    ],
     "panels": ["clean: mean 0.500, 8 pixels marked", "alpha: from -"],
     "lines": ["eps = 0, 0.1, 0.2", "fgsm: 0.0%, 50.0%, 90.0%", "noise"],
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
+    "heatmap": ["of fgsm, jsma", "threshold: 25.0%, none", "paper: 50.0%, 75.0%"],
+    "crossings": ["crossed 0.5", "step: 66.7% upwards, 33.3% downwards"],
     "regions": ["split: left 50%, right 50%; path (0.25, 0.50) → (0.75, 0.50)"],
+    "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
+    "field, points": ["one: 32 points clean, 3 moved; two: 32 points clean, 2 moved"],
+    "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
+    "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
+    "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
 }
 
@@ -153,6 +203,57 @@ def test_verdicts_are_told_without_colour() -> None:
         if axis.get_xlabel()
     ]  # fmt: skip
     assert labels == ["dog ✗", "cat ✓"]
+
+
+def gallery_texts(figure: Figure) -> list[str]:
+    return [axis.get_xlabel() for axis in figure.axes]
+
+
+def test_a_gallery_puts_verdict_and_norms_under_their_pictures() -> None:
+    one = ["cat", "dog ✗", "L0 64\nL2 2.50\nL∞ 0.75", "cat ✓", "L0 64\nL2 2.50\nL∞ 0.75"]
+    other = ["cat", "cat ✓", "L0 3\nL2 1.00\nL∞ 1.00", "cat ✓", "L0 3\nL2 1.00\nL∞ 1.00"]
+    figure = DRAW["gallery"]()
+    assert gallery_texts(figure) == one + other
+    assert [text.get_text() for text in figure.texts] == ["clean", "jsma", "fgsm"]
+    grey = np.asarray(figure.axes[4].images[0].get_array())  # fgsm changed nothing
+    assert (grey == 0.5).all()
+    assert not (np.asarray(figure.axes[2].images[0].get_array()) == 0.5).all()  # the control
+
+
+def test_nothing_in_a_gallery_overlaps() -> None:
+    assert overlaps(DRAW["gallery"]()) == []
+    crowded = DRAW["gallery"]()
+    crowded.axes[2].set_xlabel("L0 64\n" * 8)  # the control: it runs into the next row
+    assert overlaps(crowded)
+
+
+def overlaps(figure: Figure) -> list[tuple[int, int]]:
+    """Pairs of pictures, with what stands under them, and row names that cover each other."""
+    FigureCanvasAgg(figure).draw()
+    boxes = [item.get_tightbbox() for item in (*figure.axes, *figure.texts)]
+    return [
+        (i, j)
+        for j, box in enumerate(boxes)
+        for i in range(j)
+        if box.overlaps(boxes[i])
+    ]  # fmt: skip
+
+
+def test_names_at_the_ends_of_curves_are_moved_apart_and_no_further() -> None:
+    assert figures._apart([10.0, 50.0, 90.0], 5, 102) == [10, 50, 90]
+    assert figures._apart([50.0, 50.0, 48.0], 5, 102) == [58, 53, 48]
+    assert figures._apart([100.0, 100.0, 97.0, 20.0], 5, 102) == [102, 97, 92, 20]
+
+
+def test_curves_that_coincide_are_told_apart_without_colour() -> None:
+    same = {"bim": [0.0, 0.5, 1.0], "pgd": [0.0, 0.5, 1.0], "noise": [0.0, 0.0, 0.1]}
+    figure = figures.lines([0, 1, 2], same, xlabel="x", ylabel="y", caption="c")
+    drawn = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
+    assert len(set(drawn)) == len({style for style, _ in drawn}) == 3
+    names = {text.get_text().strip(): text.xy[1] for text in figure.axes[0].texts}
+    assert names.keys() == same.keys()
+    assert names["bim"] - names["pgd"] > 4
+    assert names["noise"] == pytest.approx(10)
 
 
 def test_drawing_opens_no_window_and_keeps_no_figure() -> None:

@@ -14,6 +14,7 @@ import yaml
 
 import course
 import unfool
+from benchmarks.peers import PEERS
 from unfool.doctor import direct_names, locked_versions
 
 REPO = course.HERE
@@ -26,6 +27,7 @@ TOP = (
     "Makefile", "pyproject.toml", "requirements.in", "requirements.lock", "environment.yml",
     ".ci/run", "notebooks", "exercises/README.md", "solutions/README.md", "data/README.md",
     "data/LICENSE", "data/mnist5k.npz", "lib/unfool", "tests",
+    "benchmarks/README.md", "requirements-bench.txt",
 )  # fmt: skip
 
 
@@ -100,6 +102,17 @@ def test_lock_holds_what_is_asked_for() -> None:
     assert len(direct_names(WANTED)) > 20
     assert pin_problems(WANTED + "no-such-package\n", LOCK) == ["no-such-package is not locked"]
     assert len(pin_problems(WANTED.replace("scipy==", "scipy==9"), LOCK)) == 1
+
+
+def test_lock_of_the_benchmarks() -> None:
+    """Exact versions with hashes of what the course's lock lacks, and of every library compared."""
+    extra = (REPO / "requirements-bench.txt").read_text(encoding="utf-8")
+    build = (REPO / "benchmarks" / "build-constraints.txt").read_text(encoding="utf-8")
+    assert lock_problems(extra) == lock_problems(build) == []
+    assert set(locked_versions(extra)) & set(locked_versions(LOCK)) == set()
+    compared = {package for _, package in PEERS.values()}
+    assert compared - set(locked_versions(LOCK + extra)) == set()
+    assert compared - set(locked_versions(LOCK)) == {"adv-lib", "torchattacks"}  # the control
 
 
 # --- conda ----------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from unfool import classifiers
 from unfool import lab as lab_room
 from unfool.artifacts import Store, load_tensors, save_tensors
-from unfool.attacks import AttackSettings
+from unfool.attacks import AttackSettings, paper_attacks
+from unfool.defenses import pix2pix
 from unfool.evaluation import AdversarialSet, Record, predict, read_records
 from unfool.figures import bars
 from unfool.lab import Lab, commit_weights, committed_weights, find_device
@@ -118,6 +119,57 @@ def test_other_settings_are_another_artifact(cold: Built) -> None:
     assert torch.equal(asked.x_adv, weak.x_adv)
 
 
+def test_a_purifier_as_it_was_after_an_epoch(cold: Built) -> None:
+    lab, seen = cold.lab, []
+    early = lab.defense("pix2pix", after=1)
+    assert isinstance(early, nn.Module)
+    pix2pix.train(
+        *lab.pairs(paper_attacks("mnist5k")), lab.profile.purifier,
+        after_epoch=lambda _, net: seen.append({k: v.clone() for k, v in net.state_dict().items()}),
+    )  # fmt: skip
+    assert same(early.state_dict(), seen[0])
+    assert same(cold.pure.state_dict(), seen[1])
+    assert not same(seen[0], seen[1])
+    assert not early.training
+    assert lab.history(early) == lab.history(cold.pure)[:1]
+    assert lab.evaluate(early, cold.adversarial).defense_settings["after"] == 1
+    assert "after" not in lab.evaluate(cold.pure, cold.adversarial).defense_settings
+
+
+def test_committed_records_are_found_by_name(cold: Built) -> None:
+    records = cold.lab.committed_records("washers")
+    assert {r.defense for r in records} >= {"threshold", "denoiser"}
+    with pytest.raises(ValueError, match=r"no committed records 'wash': choose from .*washers"):
+        cold.lab.committed_records("wash")
+
+
+def test_settings_are_those_that_the_records_name(cold: Built) -> None:
+    lab = cold.lab
+    assert lab.settings_of(None) == {}
+    assert lab.settings_of(nn.Identity()) == {}
+    assert lab.settings_of(lab.defense("bits", bits=4)) == {"bits": 4}
+    made = lab.evaluate(cold.pure, cold.adversarial)
+    assert lab.settings_of(cold.pure) == made.defense_settings
+    assert made.defense_settings["width"] == lab.profile.purifier.width
+
+
+def test_defences_are_compared_on_every_set(cold: Built) -> None:
+    lab, half = cold.lab, cold.lab.adversarial_set("fgsm", eps=0.3)
+    grid = lab.compare({"none": None, "pure": cold.pure}, {"weak": cold.adversarial, "0.3": half})
+    assert {name: list(row) for name, row in grid.items()} == {
+        "none": ["weak", "0.3"], "pure": ["weak", "0.3"],
+    }  # fmt: skip
+    assert (grid["pure"]["0.3"].defense, grid["none"]["0.3"].defense) == ("pix2pix", "none")
+    assert grid["none"]["weak"].attack_settings == {"eps": 0.15}
+    assert grid["none"]["0.3"].attack_settings == {"eps": 0.3}
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_epoch_that_never_was_is_refused(cold: Built, after: int) -> None:
+    with pytest.raises(ValueError, match=rf"after={after} is no epoch .* choose 1 to 2"):
+        cold.lab.defense("pix2pix", after=after)
+
+
 def test_the_adversarial_set_is_what_it_says(cold: Built) -> None:
     one = cold.adversarial
     assert len(one) == cold.lab.profile.images("fgsm", "test")
@@ -165,6 +217,14 @@ def test_each_defence_is_named_in_its_record(cold: Built) -> None:
     own = cold.lab.evaluate(nn.Identity(), cold.adversarial)
     assert [r.defense for r in (nothing, washed, own)] == ["none", "threshold", "Identity"]
     assert washed.defense_settings == {"level": 0.4}
+    strength = {
+        name: cold.lab.evaluate(cold.lab.defense(name), cold.adversarial).defense_settings
+        for name in ("threshold", "bits", "median", "blur", "jpeg")
+    }
+    assert strength == {  # where the default is taken, the record still says how strong it was
+        "threshold": {"level": 0.5}, "bits": {"bits": 3}, "median": {"size": 3},
+        "blur": {"sigma": 1.0}, "jpeg": {"quality": 75},
+    }  # fmt: skip
     assert not washed.saw_attack_in_training
     assert nothing.recovered_accuracy == own.recovered_accuracy == 0
     assert nothing.clean_difference == 0
@@ -211,6 +271,37 @@ def test_unknown_names_list_those_there_are(cold: Built) -> None:
             ask()
     with pytest.raises(TypeError, match="epsilon"):
         lab.adversarial_set("fgsm", epsilon=0.1)
+    with pytest.raises(TypeError, match="bit"):
+        lab.defense("bits", bit=3)
+    with pytest.raises(ValueError, match="bits is a whole number from 1 to 8, not 12"):
+        lab.defense("bits", bits=12)
+    with pytest.raises(ValueError, match="unknown noise 'pepper'"):
+        lab.defense("denoiser", noise="pepper")
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        (torch.tensor([1, 2, 3]), r"a tensor of shape \(3,\)"), (3, "3"), ([1, 2], r"\[1, 2\]"),
+        ("rnadom", "rnadom"),
+    ],
+)  # fmt: skip
+def test_a_target_of_ones_own_is_refused_with_the_remedy(
+    cold: Built, target: Any, named: str
+) -> None:
+    message = rf'must be "random" or None, not {named}: .* unfool\.attacks\.bim\(net, x, y, target='
+    with pytest.raises(ValueError, match=message):
+        cold.lab.adversarial_set("bim", target=target)
+    with pytest.raises(ValueError, match=message):
+        cold.lab.adversarial_set(AttackSettings("bim", {"target": target}))
+
+
+def test_a_random_target_and_none_are_let_through(cold: Built) -> None:
+    """The control: the refusal sees what is given, not that there is a target."""
+    aimed = cold.lab.adversarial_set("bim", target="random", steps=1)
+    assert aimed.target is not None
+    assert (aimed.target != aimed.y).all()
+    assert cold.lab.adversarial_set("bim", target=None, steps=1).target is None
 
 
 # --- what must not be measured --------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from unfool.defenses.pix2pix import (
     agrees_with_clean,
     discriminator_loss,
     generator_loss,
+    shapes,
     train,
     train_step,
 )
@@ -355,3 +358,44 @@ def test_pairs_that_are_none_are_refused() -> None:
         train(x[:0], y[:0], SMALL)
     with pytest.raises(ValueError, match=r"equal shape: got \(4, 1, 28, 28\).*\(3, 1, 28, 28\)"):
         train(x, y[:3], SMALL)
+
+
+def test_the_shapes_are_those_that_pass_through() -> None:
+    net = UNet(3, 4)
+    found = shapes(net, (3, 30, 33))
+    assert found[0] == found[-1] == (3, 32, 64)
+    assert found[5] == (32, 1, 2)
+    assert len(found) == 11
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_the_rate_falls_in_the_second_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def step(*parts: Any, **_: Any) -> dict[str, Tensor]:
+        rates.append(parts[2]["generator"].param_groups[0]["lr"])
+        return {"l1": torch.zeros(())}
+
+    monkeypatch.setattr("unfool.defenses.pix2pix.train_step", step)
+    train(*pairs(8), replace(SMALL, epochs=4, batch_size=2, rate=1.0))
+    assert rates[:8] == [1.0] * 8
+    assert rates[8:] == pytest.approx([1 - k / 8 for k in range(8)])
+
+
+def test_identity_adds_each_clean_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def fit(*parts: Any, **_: Any) -> list[dict[str, float]]:
+        seen.append(tuple(parts[3]))
+        return []
+
+    monkeypatch.setattr("unfool.defenses.pix2pix.fit", fit)
+    adversarial, clean = pairs(8)
+    twice = torch.cat([adversarial, 1 - adversarial]), torch.cat([clean, clean])  # two attacks
+    train(*twice, replace(SMALL, identity=True))
+    train(*twice, SMALL)
+    (x, y), plain = seen
+    assert len(x) == len(y) == 16 + len(clean.unique(dim=0))
+    assert torch.equal(x[16:], y[16:])
+    assert torch.equal(x[:16], twice[0])
+    assert len(plain[0]) == 16

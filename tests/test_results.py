@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,42 @@ def test_seeds_reach_what_is_claimed() -> None:
         mean = sum(found.values()) / 3
         assert mean >= least
         assert re.search(rf"\| {classifier.title()}, `mnist5k`.*\b{percent(mean)}\b", readme)
+
+
+def washer_problems(records: list[Record]) -> list[str]:
+    """What in the washers' records is not three seeds of every cell, or not as notebook 05 says."""
+    recovered: dict[tuple[str, str, str], dict[int, float]] = {}
+    for r in records:
+        cell = recovered.setdefault((r.dataset, r.defense, r.attack), {})
+        cell[r.seed] = r.recovered_accuracy or 0.0
+    problems = [f"{cell}: seeds {sorted(v)}" for cell, v in recovered.items() if len(v) != 3]
+    problems += [f"{r.defense} saw {r.attack}" for r in records if r.saw_attack_in_training]
+    mean = {cell: sum(v.values()) / len(v) for cell, v in recovered.items()}
+    for dataset, defense, attack, least, most in [
+        ("mnist5k", "threshold", "fgsm", 0.85, 1.0),
+        ("mnist5k", "threshold", "deepfool", 0.9, 1.0),
+        ("mnist5k", "threshold", "carlini_wagner_l2", 0.9, 1.0),
+        ("mnist5k", "threshold", "jsma", 0.0, 0.5),
+        ("mnist-m", "threshold", "fgsm", 0.0, 0.6),
+    ]:
+        if not least <= mean.get((dataset, defense, attack), -1) <= most:
+            problems.append(f"{dataset} {defense} {attack} is not within {least} to {most}")
+    return problems
+
+
+def test_washers_were_measured_with_three_seeds() -> None:
+    records = committed("washers.jsonl")
+    assert len(records) == 3 * 7 * (4 + 2)
+    assert washer_problems(records) == []
+    dropped = [r for r in records if (r.defense, r.attack, r.seed) != ("threshold", "jsma", 2)]
+    assert washer_problems(dropped) == ["('mnist5k', 'threshold', 'jsma'): seeds [0, 1]"]
+    seen = [replace(r, saw_attack_in_training=True) for r in records[:1]]
+    assert washer_problems(seen + records[1:]) == ["none saw fgsm"]
+    flattered = [
+        replace(r, recovered_accuracy=0.99) if (r.defense, r.attack) == ("threshold", "jsma") else r
+        for r in records
+    ]
+    assert washer_problems(flattered) == ["mnist5k threshold jsma is not within 0.0 to 0.5"]
 
 
 def test_weights_are_small_and_say_what_they_are() -> None:

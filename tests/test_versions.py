@@ -34,7 +34,9 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
     "classifiers": ("VERSION", ["classifiers.py"]),
     "training": ("VERSION", ["training.py"]),
     "attacks.sign": ("VERSION", ["attacks/sign.py", "attacks/_guard.py"]),
-    "attacks.deepfool": ("VERSION", ["attacks/deepfool.py", "attacks/_guard.py"]),
+    "attacks.deepfool": (
+        "VERSION", ["attacks/deepfool.py", "attacks/_pool.py", "attacks/_guard.py"],
+    ),
     "attacks.jsma": ("VERSION", ["attacks/jsma.py", "attacks/_pool.py", "attacks/_guard.py"]),
     "attacks.carlini_wagner": (
         "VERSION",
@@ -47,7 +49,31 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         "VERSION",
         ["attacks/lbfgs.py", "attacks/_descent.py", "attacks/_pool.py", "attacks/_guard.py"],
     ),
+    "defenses.denoiser": ("VERSION", ["defenses/denoiser.py"]),
+    "attacks.ead": (
+        "VERSION",
+        [
+            "attacks/ead.py", "attacks/_nearest.py", "attacks/_descent.py",
+            "attacks/carlini_wagner.py",
+            "attacks/_pool.py", "attacks/_guard.py",
+        ],
+    ),
+    "attacks.ddn": (
+        "VERSION",
+        [
+            "attacks/ddn.py", "attacks/_nearest.py", "attacks/_descent.py",
+            "attacks/_guard.py",
+        ],
+    ),
+    "attacks.fmn": (
+        "VERSION",
+        [
+            "attacks/fmn.py", "attacks/_nearest.py", "attacks/_descent.py",
+            "attacks/_guard.py",
+        ],
+    ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
+    "defenses.wgan_gp": ("VERSION", ["defenses/wgan_gp.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),
     "datasets.full": ("CIFAR10_VERSION", ["datasets/full.py", "datasets/base.py"]),
     "datasets.folder": ("VERSION", ["datasets/folder.py", "datasets/base.py"]),

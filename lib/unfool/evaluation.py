@@ -298,6 +298,25 @@ def measure(
     return fields | dict(zip(keys, difference, strict=True))
 
 
+def recovered(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> float:
+    """Return `recovered_accuracy` alone, a share in [0, 1]; 0 where the attack fooled nothing."""
+    fooled = adversarial.success.cpu()
+    if not fooled.any():
+        return 0.0
+    read = predict(nn.Sequential(purifier, classifier), adversarial.x_adv[fooled])
+    return float((read == adversarial.y[fooled].cpu()).float().mean())
+
+
+def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
+    """Return how far purified images are from the clean ones: mean L1 per pixel, in [0, 1].
+
+    Over the images that were attacked with success; the "defense loss" of the paper's Figure 7.
+    """
+    fooled = adversarial.success.cpu()
+    purified = outputs(purifier, adversarial.x_adv[fooled])
+    return float((purified - adversarial.x[fooled]).abs().mean()) if fooled.any() else 0.0
+
+
 def right_answers(
     classifier: nn.Module, defended: nn.Module, adversarial: AdversarialSet
 ) -> dict[str, Tensor]:
@@ -356,6 +375,23 @@ def read_records(path: Path) -> list[Record]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no record of schema 1: {error}") from error
     return records
+
+
+def by_change(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records grouped by how their defence's settings differ from the first one's.
+
+    The names are such as "skips=False"; the first group, without a difference, is "unchanged".
+    """
+    groups: dict[str, list[Record]] = {}
+    usual = records[0].defense_settings if records else {}
+    for record in records:
+        changed = [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in record.defense_settings.items()
+            if value != usual.get(key)
+        ]
+        groups.setdefault(", ".join(changed) or "unchanged", []).append(record)
+    return groups
 
 
 def _median(values: Tensor) -> float | None:

@@ -11,6 +11,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -28,6 +29,7 @@ INK, QUIET, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 RIGHT, WRONG = "#0b7a75", "#c1440e"
 SERIES = ["#1f5fa8", "#c1440e", "#0b7a75", "#8a5a00", "#6d3fa0", "#4b5563"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
+DASHES = ["-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1))]
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
@@ -157,6 +159,66 @@ def verdicts(
 
 
 @_styled
+def gallery(
+    clean: Tensor,
+    attacked: Mapping[str, Tensor],
+    read: Mapping[str, Tensor],
+    sizes: Mapping[str, Mapping[str, Tensor]],
+    truth: Tensor,
+    classes: Sequence[str],
+    *,
+    caption: str,
+) -> Figure:
+    """Draw attacks x images: each result beside its perturbation, what it is read as, and norms.
+
+    Args:
+        clean: images (K, C, H, W) in [0, 1].
+        attacked: name of an attack -> its images, like `clean`.
+        read: name -> predicted classes (K,).
+        sizes: name -> what `evaluation.distortion` gives, (K,) each.
+        truth: true classes (K,).
+        classes: names of the classes.
+        caption: see `Figure`.
+    """
+    alt = f"{len(clean)} images: {', '.join(classes[int(c)] for c in truth)}; " + "; ".join(
+        f"{name}: "
+        + ", ".join(
+            f"read as {classes[int(read[name][k])]} ({_norms(size, k)})" for k in range(len(clean))
+        )
+        for name, size in sizes.items()
+    )
+    width, height = 1.02 + 1.46 * len(clean), 0.98 + 1.14 * len(attacked)  # inches
+    figure = _new(width, height, alt, caption)
+    figure.set_layout_engine("none")  # all places are known, and so many take it seconds
+
+    def place(left: float, top: float, picture: Tensor, signed: bool = False) -> Axes:
+        size = 0.68
+        box = (left / width, 1 - (top + size) / height, size / width, size / height)
+        axis: Axes = figure.add_axes(box)
+        _image(axis, picture, signed)
+        return axis
+
+    tops = {"clean": 0.04} | {name: 1.0 + 1.14 * row for row, name in enumerate(attacked)}
+    for name, top in tops.items():
+        figure.text(0.92 / width, 1 - (top + 0.34) / height, name, ha="right", va="center")
+    for k, image in enumerate(clean):
+        left = 1.02 + 1.46 * k
+        _verdict(place(left + 0.35, tops["clean"], image), classes[int(truth[k])], None)
+        for name, batch in attacked.items():
+            got = int(read[name][k])
+            _verdict(place(left, tops[name], batch[k]), classes[got], got == int(truth[k]))
+            change = place(left + 0.7, tops[name], batch[k] - image, signed=True)
+            change.set_xlabel(_norms(sizes[name], k, "\n"), fontsize=7.5, labelpad=3)
+    return figure
+
+
+def _norms(sizes: Mapping[str, Tensor], k: int, between: str = ", ") -> str:
+    """Say how large the change of image k is in each norm."""
+    l0, l2, linf = (float(sizes[norm][k]) for norm in ("l0", "l2", "linf"))
+    return between.join([f"L0 {l0:.0f}", f"L2 {l2:.2f}", f"L∞ {linf:.2f}"])
+
+
+@_styled
 def panels(
     pictures: Mapping[str, Tensor],
     *,
@@ -200,6 +262,11 @@ def _image(axis: Axes, image: Tensor, signed: bool) -> None:
         array[:, :, 0] if grey else array,
         cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest",
     )  # fmt: skip
+    _framed(axis)
+
+
+def _framed(axis: Axes) -> None:
+    """Leave out the ticks, and draw all four sides."""
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -227,6 +294,8 @@ def lines(
 ) -> Figure:
     """Draw one curve per series, labelled at its end, with its interval as a band.
 
+    Each has its own dashes and marks, so that of two that coincide both are seen.
+
     Args:
         x: positions.
         series: name -> values, as many as x; shares in [0, 1] where `percent`.
@@ -245,15 +314,13 @@ def lines(
     scale = 100 if percent else 1
     for k, (name, values) in enumerate(series.items()):
         colour, y = SERIES[k % len(SERIES)], scale * np.asarray(values)
-        axis.plot(x, y, color=colour, marker=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.8, label=name)
+        axis.plot(
+            x, y, color=colour, ls=DASHES[k % len(DASHES)], marker=MARKERS[k % len(MARKERS)],
+            ms=4.5, lw=1.8, label=name,
+        )  # fmt: skip
         if intervals and name in intervals:
             low, high = scale * np.asarray(intervals[name]).T
             axis.fill_between(x, low, high, color=colour, alpha=0.14, lw=0)
-        if len(series) > 1:
-            axis.annotate(
-                f" {name}", (x[-1], y[-1]), color=colour, va="center",
-                xytext=(4, 0), textcoords="offset points", annotation_clip=False,
-            )  # fmt: skip
     for position, text in (marks or {}).items():
         axis.axvline(position, color=QUIET, ls=":", lw=1.2)
         axis.annotate(
@@ -265,7 +332,36 @@ def lines(
     axis.grid(axis="y", color=GRID)
     if percent:
         axis.set_ylim(-2, 102)
+    if len(series) > 1:
+        _label_ends(axis)
     return figure
+
+
+def _label_ends(axis: Axes) -> None:
+    """Write each curve's name at its end, moved up or down where names would overlap."""
+    low, high = axis.get_ylim()
+    curves = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+    ends = [float(np.asarray(line.get_ydata())[-1]) for line in curves]
+    for line, end in zip(curves, _apart(ends, 0.048 * (high - low), high), strict=True):
+        axis.annotate(
+            f" {line.get_label()}", (np.asarray(line.get_xdata())[-1], end), color=line.get_color(),
+            va="center", xytext=(4, 0), textcoords="offset points", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(values: Sequence[float], least: float, top: float) -> list[float]:
+    """Return the values, moved up (below `top`: down) where they are not `least` apart.
+
+    Of equal ones the first comes on top.
+    """
+    order = sorted(range(len(values)), key=lambda k: (values[k], -k))
+    placed = list(values)
+    for below, k in pairwise(order):
+        placed[k] = max(placed[k], placed[below] + least)
+    for k in reversed(order):
+        placed[k] = min(placed[k], top)
+        top = placed[k] - least
+    return placed
 
 
 @_styled
@@ -343,6 +439,37 @@ def defenses(records: Mapping[str, Record], *, caption: str = "") -> Figure:
     return intervals(list(records), panels, caption=caption or default)
 
 
+def comparison(
+    rows: Mapping[str, Sequence[Record]],
+    attacks: Mapping[str, str],
+    *,
+    reported: Mapping[str, Mapping[str, float]] | None = None,
+    caption: str,
+) -> Figure:
+    """Draw defended clean and recovered accuracy as a table, each the mean over the seeds.
+
+    Args:
+        rows: name -> records of one defence, of any attacks and seeds. Clean accuracy is taken
+            from the attack with the most images.
+        attacks: name of an attack in records -> heading of its column.
+        reported: name -> recovered accuracy by attack, as printed elsewhere; set apart.
+        caption: see `Figure`.
+    """
+    table: dict[str, list[float | None]] = {}
+    for name, records in rows.items():
+        most = max(r.n_images for r in records)
+        clean = [r.defended_clean_accuracy for r in records if r.n_images == most]
+        table[name] = [sum(clean) / len(clean)]
+        for attack in attacks:
+            got = [r.recovered_accuracy for r in records if r.attack == attack]
+            known = [v for v in got if v is not None]
+            table[name].append(sum(known) / len(known) if known else None)
+    for name, printed in (reported or {}).items():
+        table[name] = [None, *(printed.get(attack) for attack in attacks)]
+    columns = ["clean", *attacks.values()]
+    return heatmap(table, columns, apart=reported or {}, caption=caption)
+
+
 @_styled
 def bars(
     names: Sequence[str],
@@ -376,6 +503,103 @@ def bars(
     if percent:
         axis.set_xlim(0, 112)
     return figure
+
+
+@_styled
+def heatmap(
+    rows: Mapping[str, Sequence[float | None]],
+    columns: Sequence[str],
+    *,
+    apart: Iterable[str] = (),
+    caption: str,
+) -> Figure:
+    """Draw a table of shares, its cells shaded: the darker, the larger.
+
+    Args:
+        rows: name -> a share in [0, 1] for each column, or None where there is none.
+        columns: names of the columns.
+        apart: names of rows that come from elsewhere: in italics, not shaded.
+        caption: see `Figure`.
+    """
+    apart = set(apart)
+    alt = f"table of {', '.join(columns)}. " + "; ".join(
+        f"{name}: " + ", ".join("none" if v is None else f"{v:.1%}" for v in values)
+        for name, values in rows.items()
+    )
+    figure = _new(1.6 + 0.95 * len(columns), 0.55 + 0.33 * len(rows), alt, caption)
+    axis = figure.subplots()
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list("", ["#f4f6fa", SERIES[0]])
+    for k, (name, values) in enumerate(rows.items()):
+        for j, value in enumerate(values):
+            shade = "white" if value is None or name in apart else shades(value)
+            cell = (j - 0.5, k - 0.5)
+            axis.add_patch(
+                matplotlib.patches.Rectangle(cell, 1, 1, facecolor=shade, edgecolor="white", lw=2)
+            )
+            axis.annotate(
+                "–" if value is None else f"{100 * value:.1f}", (j, k), ha="center", va="center",
+                color="white" if shade != "white" and value and value > 0.65 else INK,
+                fontstyle="italic" if name in apart else "normal",
+            )  # fmt: skip
+    axis.set_xlim(-0.5, len(columns) - 0.5)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0, labelcolor=INK, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+@_styled
+def crossings(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], *, level: float = 0.5, caption: str
+) -> Figure:
+    """Draw where changed pixel values went, before against after, and how many crossed `level`.
+
+    Args:
+        pairs: title of a panel -> images before and after, both (N, C, H, W) in [0, 1]; values
+            that stayed the same are left out.
+        level: a value; drawn as a dotted line in both directions.
+        caption: see `Figure`.
+    """
+    crossed = {title: _crossed(a, b, level) for title, (a, b) in pairs.items()}
+    alt = f"changed pixel values, before against after, that crossed {level:g}: " + "; ".join(
+        f"{title}: {up:.1%} upwards, {down:.1%} downwards" for title, (up, down) in crossed.items()
+    )
+    figure = _new(2.2 * len(pairs) + 0.5, 2.75, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(pairs), sharey=True))
+    for axis, (title, (before, after)) in zip(axes, pairs.items(), strict=True):
+        changed = before != after
+        counts, _, _ = np.histogram2d(
+            after[changed].numpy(), before[changed].numpy(), bins=40, range=[[0, 1], [0, 1]]
+        )
+        axis.imshow(
+            np.log1p(counts), cmap="Greys", vmin=0, vmax=max(1.0, float(np.log1p(counts).max())),
+            origin="lower", extent=(0, 1, 0, 1), interpolation="nearest",
+        )  # fmt: skip
+        axis.axvline(level, color=WRONG, ls=":", lw=1.4)
+        axis.axhline(level, color=WRONG, ls=":", lw=1.4)
+        up, down = crossed[title]
+        for x, y, share in [(level / 2, (1 + level) / 2, up), ((1 + level) / 2, level / 2, down)]:
+            axis.annotate(
+                f"{share:.1%}", (x, y), ha="center", va="center", color=WRONG, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+            )  # fmt: skip
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("before")
+        axis.set_xticks([0, level, 1])
+        axis.set_yticks([0, level, 1])
+    axes[0].set_ylabel("after")
+    return figure
+
+
+def _crossed(before: Tensor, after: Tensor, level: float) -> tuple[float, float]:
+    """Of the values that changed, the shares that rose above `level`, and that fell below it."""
+    changed = before != after
+    n = max(1, int(changed.sum()))
+    up = changed & (before <= level) & (after > level)
+    down = changed & (before > level) & (after <= level)
+    return int(up.sum()) / n, int(down.sum()) / n
 
 
 @_styled
@@ -418,6 +642,77 @@ def unet(shapes: Sequence[tuple[int, int, int]], *, caption: str) -> Figure:
     axis.set_ylim(-0.62 * middle - 0.75, 2.0)
     axis.set_axis_off()
     return figure
+
+
+@_styled
+def framework(image: Sequence[int], patches: Sequence[int], *, caption: str) -> Figure:
+    """Draw how the purifier is used and how it is trained (the paper's Figures 1 and 2).
+
+    Args:
+        image: shape (C, H, W) of an image.
+        patches: shape (h, w) of what the discriminator puts out.
+        caption: see `Figure`.
+    """
+    size, grid = "×".join(map(str, image)), "×".join(map(str, patches))
+    alt = (
+        f"In use: adversarial x ({size}), generator G, purified G(x) ({size}), classifier f, its "
+        "class. In training: x goes through G to G(x); L1 compares G(x) with the clean y; the "
+        f"discriminator D sees (x, y) and (x, G(x)) and gives {grid} logits, real or fake."
+    )
+    figure = _new(7.6, 4.1, alt, caption)
+    axis = figure.subplots()
+    axis.annotate("in use", (-0.5, 3.75), fontweight="bold")
+    for x, text, kind in [
+        (0.2, f"adversarial x\n{size}", "data"),
+        (2.2, "generator G", "net"),
+        (4.2, f"purified G(x)\n{size}", "data"),
+        (6.2, "classifier f\n(as it is)", "fixed"),
+    ]:
+        _box(axis, x, 3.2, text, kind)
+    for x in (0.2, 2.2, 4.2):
+        _arrow(axis, (x + 0.72, 3.2), (x + 1.28, 3.2))
+    _arrow(axis, (6.92, 3.2), (7.4, 3.2))
+    axis.annotate("class", (7.45, 3.2), va="center")
+    axis.plot([-0.6, 8.1], [2.62, 2.62], color=GRID, lw=1.5)
+    axis.annotate("in training", (-0.5, 2.3), fontweight="bold")
+    _box(axis, 0.2, 1.55, f"adversarial x\n{size}", "data")
+    _box(axis, 2.2, 1.55, "generator G", "net")
+    _box(axis, 4.2, 1.55, f"G(x)\n{size}", "data")
+    _box(axis, 4.2, 0.0, f"clean y\n{size}", "data")
+    _box(axis, 6.2, 0.8, "discriminator D", "net")
+    _arrow(axis, (0.92, 1.55), (1.48, 1.55))
+    _arrow(axis, (2.92, 1.55), (3.48, 1.55))
+    axis.annotate(
+        "", (4.2, 1.27), (4.2, 0.28), arrowprops={"arrowstyle": "<->", "color": WRONG, "lw": 1.4}
+    )
+    axis.annotate("L1", (4.08, 0.78), color=WRONG, ha="right", va="center", fontweight="bold")
+    _arrow(axis, (4.92, 1.55), (5.7, 1.1))
+    _arrow(axis, (4.92, 0.0), (5.7, 0.5))
+    axis.annotate("(x, G(x))", (5.35, 1.5), ha="left", va="center", fontsize=8.5)
+    axis.annotate("(x, y)", (5.35, 0.08), ha="left", va="center", fontsize=8.5)
+    _arrow(axis, (6.92, 0.8), (7.35, 0.8))
+    axis.annotate(f"{grid} logits:\nreal or fake", (7.4, 0.8), va="center", fontsize=8.5)
+    axis.set_xlim(-0.7, 8.4)
+    axis.set_ylim(-0.45, 4.0)
+    axis.set_axis_off()
+    return figure
+
+
+def _box(axis: Axes, x: float, y: float, text: str, kind: str) -> None:
+    """Draw a box: "data" plain, "net" filled, "fixed" filled with a dashed edge."""
+    axis.annotate(
+        text, (x, y), ha="center", va="center", fontsize=8.8,
+        bbox={
+            "boxstyle": "round,pad=0.45" if kind == "data" else "square,pad=0.55",
+            "facecolor": "white" if kind == "data" else "#dbe7f5",
+            "edgecolor": QUIET if kind == "data" else SERIES[0],
+            "linestyle": "--" if kind == "fixed" else "-",
+        },
+    )  # fmt: skip
+
+
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.3})
 
 
 @_styled
@@ -483,3 +778,94 @@ def _inside(mask: np.ndarray) -> tuple[int, int]:
     points = np.argwhere(mask)
     nearest = ((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin()
     return int(points[nearest][0]), int(points[nearest][1])
+
+
+@_styled
+def field(
+    planes: Mapping[str, Tensor],
+    real: Tensor,
+    made: Mapping[str, Tensor],
+    *,
+    extent: float,
+    levels: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    legend: tuple[str, str] = ("real", "made"),
+    caption: str,
+) -> Figure:
+    """Draw a discriminator's verdict over the plane, with real and made points on it.
+
+    Args:
+        planes: title of a panel -> probability "real" on an even grid over
+            [-extent, extent] x [-extent, extent], (H, W) in [0, 1], the first row at the bottom;
+            empty where only points are to be seen.
+        real: real points, (N, 2).
+        made: title of a panel -> points that the generator made, (N, 2).
+        extent: half the side of the square that is shown.
+        levels: probabilities whose contour lines are drawn and labelled.
+        legend: what the crosses (`real`) and the dots (`made`) are called.
+        caption: see `Figure`.
+    """
+    alt = "; ".join(
+        f"{title}: "
+        + (f"D from {planes[title].min():.2f} to {planes[title].max():.2f}, " if planes else "")
+        + f"{len(real)} points {legend[0]}, {len(points)} {legend[1]}"
+        for title, points in made.items()
+    )
+    figure = _new(2.75 * len(made), 3.1, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(made), sharey=True))
+    for axis, (title, points) in zip(axes, made.items(), strict=True):
+        if planes:
+            grid, sides = (
+                planes[title].cpu().numpy(),
+                np.linspace(-extent, extent, len(planes[title])),
+            )
+            axis.imshow(
+                grid, cmap="PuOr", vmin=-0.3, vmax=1.3, origin="lower",
+                extent=(-extent, extent, -extent, extent), interpolation="bilinear",
+            )  # fmt: skip
+            if grid.min() < max(levels) and grid.max() > min(levels):
+                lines = axis.contour(
+                    sides, sides, grid, levels=levels, colors=QUIET, linewidths=0.7
+                )
+                axis.clabel(lines, fontsize=6.5, fmt="%.1f")
+        axis.plot(*real.cpu().numpy().T, "+", color=INK, ms=4, mew=0.6, label=legend[0])
+        axis.plot(
+            *points.cpu().numpy().T, "o", color=WRONG, ms=2.6, mec="white", mew=0.3, label=legend[1]
+        )
+        axis.set(title=title, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        _framed(axis)
+    axes[0].legend(loc="upper left", fontsize=7.5, handletextpad=0.1, borderpad=0.3)
+    return figure
+
+
+@_styled
+def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figure:
+    """Draw which pixels one output of a network depends on, with the image's border over it.
+
+    Args:
+        planes: title of a panel -> size of the output's gradient, (H, W), 0 where it looks away.
+        side: pixels along a side of the image, drawn dashed in the middle.
+        caption: see `Figure`.
+    """
+    seen = {title: [int((p > 0).any(k).sum()) for k in (1, 0)] for title, p in planes.items()}
+    alt = "; ".join(f"{title}: {h} × {w} pixels seen" for title, (h, w) in seen.items())
+    alt += f"; image {side} × {side}"
+    figure = _new(2.5 * len(planes), 2.9, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(planes), sharey=True))
+    for axis, (title, plane) in zip(axes, planes.items(), strict=True):
+        grid = plane.cpu().numpy()
+        # The gradient falls off so steeply that only its logarithm shows the edge.
+        shade = np.log10(np.where(grid > 0, grid / grid.max(), np.nan)).clip(-4)
+        axis.imshow(shade, cmap="Blues", vmin=-6, vmax=0, interpolation="nearest")
+        low = (len(grid) - side) / 2 - 0.5
+        axis.add_patch(
+            matplotlib.patches.Rectangle(
+                (low, low), side, side, fill=False, ec=WRONG, ls="--", lw=1.6
+            )
+        )
+        axis.annotate(
+            f"image {side} × {side}", (len(grid) / 2, low - 2.5), ha="center", color=WRONG,
+            fontsize=8, bbox={"fc": "white", "ec": "none", "alpha": 0.85, "pad": 1},
+        )  # fmt: skip
+        axis.set_title(title)
+        _framed(axis)
+    return figure

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
-from unfool.defenses import DEFENSES, Threshold, pix2pix
+from unfool.defenses import DEFENSES, WASHERS, denoiser, pix2pix, wgan_gp
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -32,6 +33,7 @@ from unfool.evaluation import (
     append_record,
     measure,
     predict,
+    read_records,
 )
 from unfool.figures import Figure
 from unfool.profiles import Profile, profile_of
@@ -115,6 +117,11 @@ class Lab:
         history: training.History = self._known[module]["history"]
         return history
 
+    def settings_of(self, defense: nn.Module | None) -> dict[str, Any]:
+        """Return the settings that a defence's records name: {} for none and for one of yours."""
+        known = {} if defense is None else self._known.get(defense, {})
+        return dict(known.get("settings", {}))
+
     def accuracy(self, classifier: str = "anet", split: str = "test") -> float:
         """Return the share of a split's images that the classifier gets right."""
         net = self.classifier(classifier)
@@ -139,9 +146,14 @@ class Lab:
             attack: a name of `unfool.attacks.ATTACKS`, with the paper's settings for this data set.
             classifier: the classifier under attack.
             split: "train", "validation" or "test"; how many images of it, the profile says.
-            settings: override the attack's, e.g. `eps=0.3`.
+            settings: override the attack's, e.g. `eps=0.3`; `target="random"` draws a wrong class
+                for each image.
+
+        Raises:
+            ValueError: an unknown attack, classifier or split, or a target of the caller's own.
         """
         wanted = self._settings(attack, settings)
+        _check_target(wanted)
         net = self.classifier(classifier)
         self._refuse_seen(net, split)
         part = self.split(split)
@@ -178,26 +190,40 @@ class Lab:
 
     def defense(
         self, name: str, *, classifier: str = "anet",
-        attacks: Sequence[AttackSettings] | None = None, **settings: Any,
+        attacks: Sequence[AttackSettings] | None = None, after: int | None = None, **settings: Any,
     ) -> nn.Module | None:  # fmt: skip
         """Return a defence: a module from images to images, or None for "none".
 
         Args:
             name: a key of `unfool.defenses.DEFENSES`.
-            classifier: the classifier that it is to protect.
-            attacks: those whose images it is trained on; by default `paper_attacks(dataset)`.
-            settings: override the profile's, e.g. `epochs=2`; see `pix2pix.Settings`.
+            classifier: the classifier that it is to protect; only "pix2pix" depends on it.
+            attacks: those whose images "pix2pix" is trained on; by default
+                `paper_attacks(dataset)`. The others see no attack.
+            after: return "pix2pix" as it was after so many epochs, not at its end; costs nothing
+                once it is trained.
+            settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
+                overrides the profile's training, e.g. `epochs=2` (see `pix2pix.Settings` and
+                `denoiser.Settings`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
         if name == "none":
             return None
-        if name == "threshold":
-            module: nn.Module = Threshold(**settings)
-            self._known[module] = {"name": name, "settings": settings, "attacks": []}
-            return module
+        if name in WASHERS:
+            return self._washer(name, settings)
+        if name == "denoiser":
+            return self._denoiser(settings)
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
-        return self._purifier(classifier, seen, replace(self.profile.purifier, **settings))
+        wanted = replace(self.profile.purifier, **settings)
+        return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
+
+    def gan(self, **settings: Any) -> wgan_gp.Generator:
+        """Return a generator of images like the training images: a WGAN-GP, in eval mode.
+
+        Args:
+            settings: override the profile's, e.g. `epochs=2`; see `wgan_gp.Settings`.
+        """
+        return self._generator(replace(self.profile.gan, **settings))
 
     # --- what is measured ---
 
@@ -238,7 +264,7 @@ class Lab:
             profile=self.profile.name,
             classifier=classifier,
             defense=known.get("name", type(defense).__name__),
-            defense_settings=known.get("settings", {}),
+            defense_settings=self.settings_of(defense),
             saw_attack_in_training=adversarial.attack in known.get("attacks", []),
             attack=adversarial.attack,
             attack_settings=dict(adversarial.attack_settings),
@@ -257,6 +283,28 @@ class Lab:
         record = append_record(record, Path(path))
         self.records.append(record)
         return record
+
+    def compare(
+        self, defenses: Mapping[str, nn.Module | None],
+        adversarial: Mapping[str, AdversarialSet], *, classifier: str = "anet",
+        transfer: bool = False,
+    ) -> dict[str, dict[str, Record]]:  # fmt: skip
+        """Return a record of each defence, by its name, on each adversarial set, by its name."""
+        return {
+            name: {
+                attack: self.evaluate(defense, one, classifier=classifier, transfer=transfer)
+                for attack, one in adversarial.items()
+            }
+            for name, defense in defenses.items()
+        }
+
+    def committed_records(self, name: str) -> list[Record]:
+        """Return the records of `results/records/NAME.jsonl`, which ship with the course."""
+        path = REPO / "results" / "records" / f"{name}.jsonl"
+        if not path.exists():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl")))
+            raise ValueError(f"no committed records {name!r}: choose from {there}")
+        return read_records(path)
 
     # --- what is shown ---
 
@@ -320,8 +368,14 @@ class Lab:
         return net, known | {"name": name, "trained_on": self.dataset}
 
     def _purifier(
-        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings
-    ) -> nn.Module:
+        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings,
+        after: int,
+    ) -> nn.Module:  # fmt: skip
+        if not 1 <= after <= settings.epochs:
+            raise ValueError(
+                f"after={after} is no epoch of a purifier that is trained for {settings.epochs}: "
+                f"choose 1 to {settings.epochs}, or raise epochs"
+            )
         net = self.classifier(classifier)
         config = {
             "name": f"pix2pix-{classifier}-{self.data.name}",
@@ -329,6 +383,7 @@ class Lab:
             "fingerprint": self.data.fingerprint,
             "attacks": [asdict(attack) for attack in seen],
             "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "kept": "every epoch",
             "settings": asdict(settings),
             "seed": self.seed,
             "version": [
@@ -341,19 +396,90 @@ class Lab:
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
             x, y = self.pairs(seen, classifier=classifier)
+
+            def keep(done: int, generator: nn.Module) -> None:
+                save_tensors(checkpoint.with_name(_epoch_file(done)), generator.state_dict(), {})
+
             return pix2pix.train(
                 x, y, settings, seed=self.seed, device=self.device,
                 guide=pix2pix.agrees_with_clean(net) if settings.mu else None,
-                checkpoint=checkpoint, progress=progress,
+                checkpoint=checkpoint, after_epoch=keep, progress=progress,
             )  # fmt: skip
 
-        known = self._from_store("purifier", config, generator, fit)
+        known = self._from_store(
+            "purifier", config, generator, fit, copies=settings.epochs, epoch=after
+        )
         generator.to(self.device).eval()
         self._known[generator] = known | {
             "name": "pix2pix",
-            "settings": asdict(settings),
+            "settings": asdict(settings) | ({"after": after} if after < settings.epochs else {}),
             "attacks": [attack.name for attack in seen],
         }
+        return generator
+
+    def _washer(self, name: str, settings: dict[str, Any]) -> nn.Module:
+        module = WASHERS[name](**settings)
+        # A record names the strength where the default was taken, too.
+        known = {key: getattr(module, key) for key in signature(WASHERS[name]).parameters}
+        self._known[module] = {"name": name, "settings": known, "attacks": []}
+        return module
+
+    def _denoiser(self, override: dict[str, Any]) -> nn.Module:
+        """Train on as many clean images as a purifier gets of one attack, with its schedule."""
+        like = self.profile.purifier
+        shared = {key: getattr(like, key) for key in ("width", "epochs", "batch_size", "rate")}
+        eps = paper_attacks(self.dataset)[0].settings["eps"]
+        settings = denoiser.Settings(**{"size": eps, **shared, **override})
+        part = self.data.train.first(min(len(self.data.train), self.profile.sign_train_images))
+        config = {
+            "name": f"denoiser-{self.data.name}",
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [denoiser.VERSION, pix2pix.VERSION, training.VERSION, self.device.type],
+        }
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            net = pix2pix.UNet(self.data.shape[0], settings.width)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return denoiser.train(
+                part.images, settings, seed=self.seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("purifier", config, net, fit)
+        net.to(self.device).eval()
+        self._known[net] = known | {
+            "name": "denoiser",
+            "settings": asdict(settings),
+            "attacks": [],
+        }
+        return net
+
+    def _generator(self, settings: wgan_gp.Settings) -> wgan_gp.Generator:
+        part = self.data.train
+        part = part.first(min(len(part), self.profile.classifier_images or len(part)))
+        config = {
+            "name": f"wgan_gp-{self.data.name}",
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [wgan_gp.VERSION, training.VERSION, self.device.type],
+        }
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            generator = wgan_gp.Generator(self.data.shape, settings.latent, settings.width)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return wgan_gp.train(
+                part.images, settings, seed=self.seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("gan", config, generator, fit)
+        generator.to(self.device).eval()
+        self._known[generator] = known | {"name": "wgan_gp"}
         return generator
 
     def pairs(
@@ -378,20 +504,29 @@ class Lab:
     def _from_store(
         self, kind: str, config: Mapping[str, Any], module: nn.Module,
         fit: Callable[[Path, Any], tuple[nn.Module, training.History]],
+        *, copies: int = 0, epoch: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Load `module` from the store, training it first where it is not there."""
+        """Load `module` from the store, training it first where it is not there.
+
+        `copies` is how often `fit` saves the weights beside the final ones, `epoch` the one of
+        these copies that is wanted.
+        """
 
         def build(folder: Path) -> None:
             with shown(f"training {config['name']}") as progress:
                 trained, history = fit(folder / "checkpoint.safetensors", progress)
             save_tensors(folder / "weights.safetensors", trained.state_dict(), {"history": history})
 
-        size = 20 * sum(p.numel() for p in module.parameters())  # weights, Adam's two, a spare copy
+        # 4 bytes each for weights, Adam's two moments, spare ones while files are renamed.
+        size = (20 + 4 * copies) * sum(p.numel() for p in module.parameters())
         with shown(str(config["name"])) as progress:
             folder = self.store.get(kind, config, build, needs_bytes=size, progress=progress)
         tensors, metadata = load_tensors(folder / "weights.safetensors")
+        history = metadata["history"]
+        if epoch is not None and epoch < len(history):
+            tensors, _ = load_tensors(folder / _epoch_file(epoch))
         module.load_state_dict(tensors)
-        return {"key": artifact_key(config), "history": metadata["history"]}
+        return {"key": artifact_key(config), "history": history[:epoch]}
 
     def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
         tensors, made = load_tensors(WEIGHTS / f"{name}.safetensors")
@@ -462,6 +597,11 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     return path
 
 
+def _epoch_file(done: int) -> str:
+    """Where a purifier's weights after so many epochs lie, beside the final ones."""
+    return f"epoch-{done:03}.safetensors"
+
+
 def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
@@ -505,6 +645,18 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+def _check_target(wanted: AttackSettings) -> None:
+    """Refuse a target that is no plain value: a set is found again by its settings."""
+    target = wanted.settings.get("target")
+    if target is None or (isinstance(target, str) and target == "random"):
+        return
+    given = f"a tensor of shape {tuple(target.shape)}" if isinstance(target, Tensor) else target
+    raise ValueError(
+        f'target of an adversarial set must be "random" or None, not {given!s}: for classes of '
+        f"your own call unfool.attacks.{wanted.name}(net, x, y, target=...)"
+    )
 
 
 def _warnings(fields: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unfool.attacks import SIGN_FAMILY
+from unfool.defenses import wgan_gp
 from unfool.defenses.pix2pix import Settings
 
 
@@ -14,12 +15,13 @@ class Profile:
 
     Attributes:
         name: smoke, classroom, desk or paper.
-        classifier_images: training images of a classifier; None is all.
+        classifier_images: training images of a classifier and of a GAN; None is all.
         classifier_epochs: its passes over them.
         train_images, test_images: images per attack that a purifier is trained on and scored on.
         sign_train_images, sign_test_images: the same for the sign family, whose attacks take one
             to forty passes instead of thousands, so that more of them are affordable.
         purifier: settings of the paper's purifier.
+        gan: settings of the WGAN-GP that makes images from noise.
         claims_hold: whether claims about accuracy are asserted. In `smoke` everything is too small
             for them; it only shows that the code runs and is deterministic.
     """
@@ -32,6 +34,7 @@ class Profile:
     sign_train_images: int
     sign_test_images: int
     purifier: Settings
+    gan: wgan_gp.Settings
     claims_hold: bool = True
 
     def images(self, attack: str, split: str) -> int:
@@ -56,6 +59,7 @@ PROFILES: dict[str, Profile] = {
             sign_train_images=32,
             sign_test_images=16,
             purifier=Settings(width=8, discriminator_width=8, epochs=2, batch_size=16),
+            gan=wgan_gp.Settings(width=4, epochs=2),
             claims_hold=False,
         ),
         Profile(
@@ -68,6 +72,8 @@ PROFILES: dict[str, Profile] = {
             sign_test_images=1000,
             # So few steps need a larger rate than pix2pix's 2e-4; chosen on validation images.
             purifier=Settings(width=16, discriminator_width=16, epochs=6, batch_size=16, rate=1e-3),
+            # 600 updates of the generator instead of 200,000: small, and ten times the rate.
+            gan=wgan_gp.Settings(width=8, epochs=40, rate=1e-3),
         ),
         Profile(
             name="desk",
@@ -78,6 +84,7 @@ PROFILES: dict[str, Profile] = {
             sign_train_images=10_000,
             sign_test_images=2_000,
             purifier=Settings(width=16, discriminator_width=16, epochs=20, batch_size=32),
+            gan=wgan_gp.Settings(width=32, epochs=80),
         ),
         Profile(
             name="paper",
@@ -88,6 +95,7 @@ PROFILES: dict[str, Profile] = {
             sign_train_images=10_000,
             sign_test_images=10_000,
             purifier=Settings(width=64, discriminator_width=64, epochs=20, batch_size=32),
+            gan=wgan_gp.Settings(epochs=834),  # 200,000 updates of the generator on full MNIST
         ),
     )
 }

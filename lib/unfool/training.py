@@ -61,7 +61,8 @@ def fit(
             that is done (0 to 1); constant by default.
         mixed_precision: bfloat16 autocast; refused on a CPU, where it changes results for little.
         checkpoint: file that is written after every epoch and resumed from when it is there.
-        after_epoch: called with the number of epochs done, modules in eval mode.
+        after_epoch: called with the number of epochs done, modules in eval mode; again for the
+            same epoch if a run is killed before its checkpoint.
         progress: called after every step.
 
     Raises:
@@ -94,10 +95,10 @@ def fit(
                 _tell(progress or silent, epoch, epochs, index, batches, losses)
         _train_mode(modules, False)
         history.append(_means(losses))
+        if after_epoch is not None:  # before the checkpoint: what it keeps must not be skipped
+            after_epoch(epoch + 1)
         if checkpoint is not None:
             _save(checkpoint, modules, optimizers, history)
-        if after_epoch is not None:
-            after_epoch(epoch + 1)
     _train_mode(modules, False)
     return history
 
@@ -199,6 +200,11 @@ def shifted(images: Tensor, pixels: int) -> Tensor:
 def cosine(done: float) -> float:
     """Learning-rate factor: half a cosine from 1 to 0 (Loshchilov and Hutter 2017)."""
     return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def constant_then_linear(done: float) -> float:
+    """Learning-rate factor: 1 for the first half, then straight to 0 (pix2pix's PyTorch code)."""
+    return min(1.0, 2 * (1 - done))
 
 
 def _check(

@@ -19,8 +19,14 @@ from unfool.attacks.carlini_wagner_l0 import VERSION as _CARLINI_WAGNER_L0
 from unfool.attacks.carlini_wagner_l0 import carlini_wagner_l0
 from unfool.attacks.carlini_wagner_linf import VERSION as _CARLINI_WAGNER_LINF
 from unfool.attacks.carlini_wagner_linf import carlini_wagner_linf
+from unfool.attacks.ddn import VERSION as _DDN
+from unfool.attacks.ddn import ddn
 from unfool.attacks.deepfool import VERSION as _DEEPFOOL
 from unfool.attacks.deepfool import deepfool
+from unfool.attacks.ead import VERSION as _EAD
+from unfool.attacks.ead import ead
+from unfool.attacks.fmn import VERSION as _FMN
+from unfool.attacks.fmn import fmn
 from unfool.attacks.jsma import VERSION as _JSMA
 from unfool.attacks.jsma import jsma
 from unfool.attacks.lbfgs import VERSION as _LBFGS
@@ -38,8 +44,11 @@ __all__ = [
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
+    "ddn",
     "deepfool",
+    "ead",
     "fgsm",
+    "fmn",
     "jsma",
     "lbfgs",
     "paper_attacks",
@@ -72,6 +81,9 @@ ATTACKS: dict[str, Attack] = {
     "carlini_wagner_l0": carlini_wagner_l0,
     "carlini_wagner_linf": carlini_wagner_linf,
     "lbfgs": lbfgs,
+    "ead": ead,
+    "ddn": ddn,
+    "fmn": fmn,
 }
 
 VERSIONS: dict[str, int] = {
@@ -82,6 +94,9 @@ VERSIONS: dict[str, int] = {
     "carlini_wagner_l0": _CARLINI_WAGNER_L0,
     "carlini_wagner_linf": _CARLINI_WAGNER_LINF,
     "lbfgs": _LBFGS,
+    "ead": _EAD,
+    "ddn": _DDN,
+    "fmn": _FMN,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

@@ -10,6 +10,7 @@ slice of the batch:
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -201,11 +202,25 @@ def check_model(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = 
         warnings.warn(
             "the model's outputs are >= 0 and sum to 1, like probabilities; attacks need logits: "
             "leave out its last Softmax",
-            stacklevel=4,  # the line that called the attack
+            stacklevel=levels_up_to_the_caller(),
         )
     check_range(y, logits.shape[1])
     if target is not None:
         check_range(target, logits.shape[1], "target")
+
+
+def levels_up_to_the_caller() -> int:
+    """Return the `stacklevel`, where this is called, of the line that called the attack.
+
+    An attack may run through another one and through torch's wrappers: what counts is the outermost
+    frame of this package.
+    """
+    caller, frame, level = 1, inspect.currentframe(), 0
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(__package__ or "unfool.attacks"):
+            caller = level + 1
+        frame, level = frame.f_back, level + 1
+    return caller
 
 
 def check_range(y: Tensor, classes: int, name: str = "y") -> None:

@@ -7,13 +7,18 @@ measure works on it unchanged.
 from __future__ import annotations
 
 from unfool.defenses.pix2pix import UNet
-from unfool.defenses.washers import Threshold
+from unfool.defenses.washers import WASHERS, BitDepth, Blur, Jpeg, Median, Threshold
 
-__all__ = ["DEFENSES", "Threshold", "UNet"]
+__all__ = ["DEFENSES", "WASHERS", "BitDepth", "Blur", "Jpeg", "Median", "Threshold", "UNet"]
 
 DEFENSES: dict[str, str] = {
     "none": "nothing: the classifier alone",
-    "threshold": "each pixel rounded to 0 or 1; learns nothing",
+    "threshold": "each pixel turned black or white at `level`; learns nothing",
+    "bits": "each pixel rounded to `bits` bits; learns nothing",
+    "median": "each pixel replaced by the median of `size` x `size`; learns nothing",
+    "blur": "each pixel averaged with its neighbours, `sigma` pixels wide; learns nothing",
+    "jpeg": "written as JPEG of `quality` and read back; learns nothing",
+    "denoiser": "an autoencoder trained to remove random noise; sees no attack",
     "pix2pix": "the paper's purifier; trained on pairs of adversarial and clean images",
 }
 """What each defence is, by the name that `Lab.defense` and records use."""

@@ -12,7 +12,7 @@ blocks that 32x32 images do not have). Explained in notebook 07.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from torch.optim import Adam, Optimizer
 
 from unfool.attacks._guard import frozen
 from unfool.progress import Progress
-from unfool.training import History, fit
+from unfool.training import History, constant_then_linear, fit
 
-VERSION = 1
+VERSION = 2
 DOWNS = 5  # 32 -> 16 -> 8 -> 4 -> 2 -> 1
 Guide = Callable[[Tensor, Tensor], Tensor]
 """L_f: (purified, clean), both (N, C, H, W) in [0, 1] -> scalar."""
@@ -44,9 +44,10 @@ class Settings:
         mu: weight of the classifier-guided loss; 0 leaves it out.
         adversarial: False trains on L1 (and L_f) alone, without a discriminator.
         skips: False cuts the U-Net's skip connections.
+        identity: True adds each clean image once as a pair of its own, (y, y); the paper is silent.
         epochs: passes over the pairs.
         batch_size: pairs per step (pix2pix: 1).
-        rate: Adam's learning rate.
+        rate: Adam's learning rate, held for half of the epochs, then falling straight to 0.
     """
 
     width: int = 64
@@ -56,6 +57,7 @@ class Settings:
     mu: float = 0.0
     adversarial: bool = True
     skips: bool = True
+    identity: bool = False
     epochs: int = 20
     batch_size: int = 32
     rate: float = 2e-4
@@ -126,6 +128,23 @@ class PatchGAN(nn.Module):
     def forward(self, adversarial: Tensor, candidate: Tensor) -> Tensor:
         logits: Tensor = self.net(2 * torch.cat([adversarial, candidate], dim=1) - 1)
         return logits
+
+
+@torch.no_grad()
+def shapes(generator: UNet, image: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shapes (C, H, W) from the padded input to the output, block by block."""
+    x, _ = _padded(torch.zeros(1, *image))
+    found = [tuple(x.shape[1:])]
+    blocks = [*generator.downs, *generator.ups, generator.last]
+    # A hook is called with what a block puts out.
+    hooks = [
+        block.register_forward_hook(lambda block, given, out: found.append(tuple(out.shape[1:])))
+        for block in blocks
+    ]
+    generator(x)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def discriminator_loss(
@@ -241,6 +260,9 @@ def train(
             f"adversarial and {tuple(clean.shape)} clean images"
             + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
         )
+    if settings.identity:
+        once = clean.unique(dim=0)
+        adversarial, clean = torch.cat([adversarial, once]), torch.cat([clean, once])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         generator = UNet(clean.shape[1], settings.width, settings.skips).to(device)
@@ -271,6 +293,7 @@ def train(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,
+        learning_rate=constant_then_linear,
         checkpoint=checkpoint,
         after_epoch=None if after_epoch is None else lambda done: after_epoch(done, generator),
         progress=progress,
