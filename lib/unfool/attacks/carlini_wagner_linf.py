@@ -16,7 +16,7 @@ from unfool.attacks._guard import check_inputs, check_number
 from unfool.attacks._rounds import Rounds, Schedule, run, schedule_of
 from unfool.progress import Progress
 
-VERSION = 1
+VERSION = 2
 LOWEST = 1 / 256  # a tau below it is finer than 8-bit images, and the search ends, as in their code
 
 

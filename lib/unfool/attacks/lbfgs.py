@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks._guard import check_inputs, check_number, frozen, levels_up_to_the_caller
 from unfool.attacks._pool import rightly_classified
 from unfool.progress import Progress
 
@@ -105,7 +105,7 @@ def warn_if_long(images: int, seconds: float) -> None:
             f"lbfgs takes one image at a time, and these {images} will take about "
             f"{images * seconds / 60:.0f} minutes: give it fewer, or use carlini_wagner_l2, which "
             "takes them side by side",
-            stacklevel=3,  # the line that called the attack
+            stacklevel=levels_up_to_the_caller(),
         )
 
 
