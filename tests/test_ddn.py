@@ -115,6 +115,22 @@ def test_annealed_by_half_a_cosine() -> None:
     assert annealed(1.0, 0.01, 0.25) > 0.8  # a straight line would be at 0.75
 
 
+def test_walks_to_the_rivals_come_nearer_and_each_costs_its_passes() -> None:
+    net, (x, y, _) = rightly_read()
+    with Passes(net) as passes:
+        usual = length(ddn(net, x, y, steps=20) - x)
+    one = passes.backward
+    with Passes(net) as passes:
+        aimed = ddn(net, x, y, steps=20, rivals=3)
+    assert passes.backward == 4 * one
+    order = net(x).scatter(1, y[:, None], -torch.inf).topk(3, dim=1).indices
+    each = [length(ddn(net, x, y, steps=20, target=rival) - x) for rival in order.T]
+    each = [torch.where(part > 0, part, torch.inf) for part in (usual, *each)]
+    assert torch.allclose(length(aimed - x), torch.stack(each).amin(dim=0), rtol=1e-3)
+    assert float((length(aimed - x) < 0.999 * usual).float().mean()) > 0.1
+    assert wins(net, aimed, y, None).all()
+
+
 # --- the nearest image ----------------------------------------------------------------------------
 
 
@@ -246,6 +262,12 @@ def test_the_model_comes_back_after_an_error() -> None:
         ({"gamma_last": 2}, ValueError, r"gamma_last must be from 0 to 1, not 2"),
         ({"radius": 0}, ValueError, r"radius must be > 0: .* the paper's is 1"),
         ({"radius": float("nan")}, ValueError, r"radius .*nan"),
+        ({"rivals": -1}, ValueError, r"rivals must be >= 0, not -1"),
+        (
+            {"rivals": 2, "target": row_batch(20)[2]},
+            ValueError,
+            r"rivals=2 needs target to be",
+        ),
         ({"target": row_batch(20)[1]}, ValueError, r"equals y for 20"),
     ],
 )

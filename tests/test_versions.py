@@ -62,7 +62,7 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         "VERSION",
         [
             "attacks/ddn.py", "attacks/_nearest.py", "attacks/_descent.py",
-            "attacks/_guard.py",
+            "attacks/deepfool.py", "attacks/_pool.py", "attacks/_guard.py",
         ],
     ),
     "attacks.fmn": (

@@ -17,6 +17,7 @@ from unfool.attacks._nearest import (
     per_image,
     unit,
 )
+from unfool.attacks.deepfool import largest_others
 from unfool.progress import Progress
 
 VERSION = 1
@@ -32,6 +33,7 @@ def ddn(
     gamma: float = 0.05,
     gamma_last: float | None = None,
     radius: float = 1.0,
+    rivals: int = 0,
     target: Tensor | None = None,
     generator: Generator | None = None,
     progress: Progress | None = None,
@@ -59,6 +61,9 @@ def ddn(
             Annealed, the image ends on the border and not within gamma of it, so that gamma can
             begin larger: 0.2 with a radius of 2 where there are 20 steps or fewer.
         radius: the first one, in L2 of pixels in [0, 1]; 1 as in the paper.
+        rivals: how many walks more, each aimed at one of the likeliest other classes; the nearest
+            image of all of them is returned. 0 as in the paper; a walk may end at a border that is
+            not the nearest, and where passes abound, 4 find nearer ones than longer walks do.
         target: classes (N,), int64, not y: the error must be this one.
         generator: unused, nothing is drawn; part of every attack's interface.
         progress: called with the number of images done.
@@ -78,11 +83,22 @@ def ddn(
     if radius == 0:
         raise ValueError("radius must be > 0: a sphere of radius 0 never grows; the paper's is 1")
 
+    check_number("rivals", rivals, 0, whole=True)
+    if rivals > 0 and target is not None:
+        raise ValueError(f"rivals={rivals} needs target to be None: a target is the only rival")
+
     def search(images: Tensor) -> Tensor:
-        aim = None if target is None else target[images]
-        nearest = Nearest(model, x[images].detach(), y[images], aim, l2)
-        walk(nearest, steps, gamma, last, radius)
-        return nearest.best
+        start, own = x[images].detach(), y[images]
+        aims: list[Tensor | None] = [None if target is None else target[images]]
+        if rivals > 0:
+            with torch.no_grad():
+                aims += largest_others(model(start), own, rivals).unbind(dim=1)
+        walks = [Nearest(model, start, own, aim, l2) for aim in aims]
+        for nearest in walks:
+            walk(nearest, steps, gamma, last, radius)
+        first = torch.stack([nearest.distance for nearest in walks]).argmin(dim=0)
+        best = torch.stack([nearest.best for nearest in walks])
+        return best[first, torch.arange(len(start), device=start.device)]
 
     def attack(rows: slice) -> Tensor:
         return from_the_right_ones(model, x, y, rows, search)
