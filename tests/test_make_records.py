@@ -1,0 +1,65 @@
+"""`results/make_records.py`: its cases exist, and a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from unfool import classifiers
+from unfool.artifacts import REPO, Store
+from unfool.datasets import NAMES
+from unfool.defenses import DEFENSES
+from unfool.evaluation import read_records
+from unfool.lab import Lab, committed_weights
+from unfool.profiles import PROFILES
+
+
+@pytest.fixture(scope="module")
+def made() -> ModuleType:
+    path = REPO / "results" / "make_records.py"
+    spec = importlib.util.spec_from_file_location("make_records", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_records"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def unknown(case: object) -> list[str]:
+    """The names of a case that nothing is known by."""
+    known = {
+        "dataset": NAMES, "defense": DEFENSES, "profile": PROFILES,
+        "classifier": [*classifiers.CLASSIFIERS, *committed_weights()],
+    }  # fmt: skip
+    return [name for name, names in known.items() if getattr(case, name) not in names]
+
+
+def test_every_case_can_be_measured(made: ModuleType) -> None:
+    cases = [case for file in made.FILES.values() for case in file()]
+    assert len(cases) > 50
+    assert [unknown(case) for case in cases] == [[]] * len(cases)
+    assert unknown(replace(cases[0], defense="soap", dataset="mnist6k")) == ["dataset", "defense"]
+
+
+def test_a_run_that_was_stopped_goes_on(
+    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lab = tmp_path / "some.jsonl", Lab("smoke", store=Store(tmp_path / "store"))
+    monkeypatch.setenv("UNFOOL_RECORDS", str(path))
+    case = made.Case("mnist5k", "anet", "bits", {"bits": 3}, "smoke", attacks=2)
+    made.measure(lab, case, path)
+    first = path.read_text("utf-8")
+    assert [r.attack for r in read_records(path)] == ["fgsm", "deepfool"]
+    made.measure(lab, case, path)
+    assert path.read_text("utf-8") == first
+    path.write_text(first.splitlines()[0] + "\n", "utf-8")  # stopped in between
+    made.measure(lab, case, path)
+    assert [r.attack for r in read_records(path)] == ["fgsm", "deepfool"]
+    made.measure(lab, replace(case, settings={"bits": 4}), path)
+    assert len(read_records(path)) == 4
