@@ -123,10 +123,10 @@ def test_eps_0_returns_the_images_in_new_memory() -> None:
     assert got.data_ptr() != x.data_ptr()
 
 
-def test_a_batch_of_one_equals_its_row_among_64() -> None:
-    net, (x, y) = network(), batch(64)
+def test_a_batch_of_one_equals_its_row_among_96() -> None:
+    net, (x, y) = network(), batch(96)
     whole = fgsm(net, x, y)
-    for i in (0, 31, 32, 63):  # on both sides of a chunk's edge
+    for i in (0, 63, 64, 95):  # on both sides of a chunk's edge
         assert torch.allclose(fgsm(net, x[i : i + 1], y[i : i + 1]), whole[i : i + 1], atol=1e-6)
 
 
@@ -167,9 +167,9 @@ def test_the_random_state_stays_and_bits_repeat() -> None:
 
 def test_progress_counts_images() -> None:
     told: list[tuple[int, int, str]] = []
-    x, y = batch(40)
+    x, y = batch(80)
     fgsm(network(), x, y, progress=lambda *step: told.append(step))
-    assert told == [(32, 40, "fgsm"), (40, 40, "fgsm")]
+    assert told == [(64, 80, "fgsm"), (80, 80, "fgsm")]
 
 
 # --- the caller's model comes back as it was ------------------------------------------------------

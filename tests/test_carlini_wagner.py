@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from unfool.attacks._descent import lead
+from unfool.attacks._schedule import schedule_of
 from unfool.attacks.carlini_wagner import (
     PRESETS,
     Search,
     carlini_wagner_l2,
     objective,
-    schedule_of,
 )
 from victims import (
     Batch,
@@ -81,7 +81,7 @@ def test_the_gradient_by_finite_differences(targeted: bool) -> None:
     first, _, *rest = deepcopy(small_net())
     net, x = nn.Sequential(first, nn.Tanh(), *rest).double(), x.double()
     aim, sign, kappa, c = (target if targeted else y), (1 if targeted else -1), 30.0, 0.7
-    live, schedule = torch.ones(4, dtype=torch.bool), schedule_of("fast", None, None, None, c, None)
+    live, schedule = torch.ones(4, dtype=torch.bool), schedule_of(PRESETS, "fast", c=c)
     search = Seen(net, x, aim, sign, live, kappa, schedule, None)
     w = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     search.w = w.clone()
@@ -110,7 +110,7 @@ def test_a_step_of_adam_equals_torchs() -> None:
     """Each image has its own count of steps; a common start makes it torch's own Adam."""
     net, (x, y, _) = rightly_read(4)
     live = torch.ones(len(x), dtype=torch.bool)
-    search = Search(net, x, y, -1, live, 0.0, schedule_of("fast", *[None] * 5), None)
+    search = Search(net, x, y, -1, live, 0.0, schedule_of(PRESETS, "fast"), None)
     theirs = search.w.clone().requires_grad_(True)
     adam = torch.optim.Adam([theirs], lr=0.05)
     for step in range(5):
@@ -215,17 +215,19 @@ def test_presets_and_what_overrides_them() -> None:
     assert (original.searches, original.steps, original.lr, original.c) == (9, 10_000, 0.01, 1e-3)
     assert not original.warm_start
     assert fast.warm_start
-    assert schedule_of("original", *[None] * 5) == original
-    changed = schedule_of("original", 2, 3, 0.5, 7.0, True)
+    assert schedule_of(PRESETS, "original") == original
+    changed = schedule_of(PRESETS, "original", searches=2, steps=3, lr=0.5, c=7.0, warm_start=True)
     assert (changed.searches, changed.steps, changed.lr, changed.c) == (2, 3, 0.5, 7.0)
     assert changed.warm_start
-    assert schedule_of("fast", None, None, None, None, False).warm_start is False
+    assert schedule_of(PRESETS, "fast", warm_start=False).warm_start is False
 
 
 def test_c_grows_by_tens_and_is_then_halved() -> None:
     x, y, _ = row_batch(4)
     live = torch.ones(4, dtype=torch.bool)
-    search = Search(Rows(), x, y, -1, live, 0.0, schedule_of("fast", 5, 1, None, 0.01, None), None)
+    search = Search(
+        Rows(), x, y, -1, live, 0.0, schedule_of(PRESETS, "fast", searches=5, steps=1, c=0.01), None
+    )
     tried = []
     for hits in ([0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]):
         search.hit[:] = torch.tensor(hits, dtype=torch.bool)
@@ -280,7 +282,7 @@ def test_a_warm_start_begins_at_the_best_image_or_else_at_the_last() -> None:
     x, y, _ = row_batch(4)
     live = torch.ones(4, dtype=torch.bool)
     for warm in (True, False):
-        schedule = schedule_of("fast", *[None] * 4, warm)
+        schedule = schedule_of(PRESETS, "fast", warm_start=warm)
         search = Search(Rows(), x, y, -1, live.clone(), 0.0, schedule, None)
         search.w += 1
         search.best[0], search.best_l2[0] = 0.25, 3.0

@@ -132,9 +132,9 @@ def test_pruning_leaves_the_images_alone_and_saves_most_backwards(
         return int(((a - b).flatten(1).abs().amax(1) > 1e-4).sum())
 
     assert differ(pruned, exact) <= 0.01 * len(x)
-    assert usual.backward <= 15 * len(x)
-    assert all_classes.backward > 3.5 * usual.backward
-    assert usual.forward <= 18 * len(x)
+    assert usual.backward <= 17 * len(x)
+    assert all_classes.backward > 3 * usual.backward
+    assert usual.forward <= 20 * len(x)
     monkeypatch.setattr(room, "SLACK", 1.0)  # the control: stopping too early is seen
     assert differ(deepfool(net, x[:64], y[:64]), exact[:64]) > 0.1 * 64
 
@@ -148,7 +148,7 @@ def test_an_image_is_backwarded_only_for_borders_that_could_be_nearer() -> None:
     with Passes(net) as passes:
         got = deepfool(net, x, y)
     assert net(got).argmax(1).item() == 1
-    # One step; the third border is further than SLACK = 1.75 times the first.
+    # One step; the third border is further than SLACK = 2 times the first.
     assert passes.backward == 2
     # To see the logits, whether it is right, at x for each border, and at the new point.
     assert passes.forward == 5
@@ -285,12 +285,12 @@ def test_results_are_other_classes_in_the_unit_range_or_the_originals(
 
 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
-    net, x, y = some(64)
+    net, x, y = some(96)
     whole = deepfool(net, x, y)
-    for i in (0, 31, 32, 63):  # on both sides of a chunk's edge
+    for i in (0, 63, 64, 95):  # on both sides of a chunk's edge
         one = deepfool(net, x[i : i + 1], y[i : i + 1])
         assert torch.allclose(one, whole[i : i + 1], atol=1e-4)
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(deepfool(net, x[order], y[order]), whole[order], atol=1e-4)
     assert not torch.allclose(whole[order], whole, atol=1e-4)
 

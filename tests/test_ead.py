@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from attack_tools import Passes, length
 from unfool.attacks import ead
 from unfool.attacks._descent import lead
-from unfool.attacks.ead import PRESETS, Search, schedule_of, shrink_towards
+from unfool.attacks._schedule import schedule_of
+from unfool.attacks.ead import PRESETS, Search, shrink_towards
 from victims import (
     Batch,
     Counted,
@@ -45,7 +46,7 @@ def found(x_adv: Tensor, x: Tensor) -> Tensor:
 def search_of(net: nn.Module, x: Tensor, aim: Tensor, **given: Any) -> Search:
     """An untargeted search for all images, with the preset "fast" but for what is given."""
     names = ("searches", "steps", "lr", "c", "warm_start")
-    schedule = schedule_of("fast", *[given.get(name) for name in names])
+    schedule = schedule_of(PRESETS, "fast", **{name: given.get(name) for name in names})
     live = torch.ones(len(x), dtype=torch.bool)
     rule, beta = given.get("rule", "EN"), given.get("beta", 0.01)
     return Search(net, x, aim, -1, live, rule, beta, given.get("kappa", 0.0), schedule, None)
@@ -107,7 +108,7 @@ def test_the_gradient_by_finite_differences(targeted: bool) -> None:
     net, x = nn.Sequential(first, nn.Tanh(), *rest).double(), x.double()
     live, beta, kappa, c, lr = torch.ones(4, dtype=torch.bool), 0.0, 30.0, 0.7, 1e-6
     aim, sign = (target, 1) if targeted else (y, -1)
-    schedule = schedule_of("fast", 1, 10, lr, c, False)
+    schedule = schedule_of(PRESETS, "fast", searches=1, steps=10, lr=lr, c=c, warm_start=False)
     search = Search(net, x, aim, sign, live, "EN", beta, kappa, schedule, None)
     point = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     point = 0.1 + 0.8 * point
@@ -246,10 +247,10 @@ def test_presets_and_what_overrides_them() -> None:
     assert (original.searches, original.steps, original.lr, original.c) == (9, 1000, 0.01, 1e-3)
     assert not original.warm_start
     assert fast.warm_start
-    changed = schedule_of("original", 2, 3, 0.5, 7.0, True)
+    changed = schedule_of(PRESETS, "original", searches=2, steps=3, lr=0.5, c=7.0, warm_start=True)
     assert (changed.searches, changed.steps, changed.lr, changed.c) == (2, 3, 0.5, 7.0)
     assert changed.warm_start
-    assert schedule_of("fast", None, None, None, None, False).warm_start is False
+    assert schedule_of(PRESETS, "fast", warm_start=False).warm_start is False
 
 
 def test_c_grows_by_tens_and_is_then_halved() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unfool.attacks import carlini_wagner_l0, carlini_wagner_linf
 from unfool.attacks._descent import lead
-from unfool.attacks._rounds import Rounds, schedule_of
+from unfool.attacks._rounds import Rounds, round_schedule
 from victims import (
     Batch,
     Counted,
@@ -42,7 +42,7 @@ def state(
     module, kind = (L0, "Freezing") if norm == "l0" else (LINF, "Lowering")
     kappa, preset = settings.pop("kappa", 0.0), settings.pop("preset", "fast")
     values = {"steps": None, "lr": None, "c": None} | settings
-    schedule = schedule_of(module.PRESETS, preset, **values)
+    schedule = round_schedule(module.PRESETS, preset, **values)
     live = torch.ones(len(x), dtype=torch.bool)
     rounds: Rounds = getattr(module, kind)(net, x, aim, sign, live, kappa, schedule, None)
     return rounds
@@ -263,9 +263,9 @@ def test_presets_are_the_authors_and_can_be_overridden() -> None:
     assert [(s.c, s.growth, s.largest_c) for s in ours] == [(1e-3, 2, 2e6), (1e-5, 2, 20)]
     assert (ours[0].root, ours[0].small, ours[0].retreat) == (0.3, 0.01, False)
     assert (ours[1].shrink, ours[1].retreats) == (0.9, 0)
-    changed = schedule_of(L0.PRESETS, "original", 7, 0.5, 3.0)
+    changed = round_schedule(L0.PRESETS, "original", 7, 0.5, 3.0)
     assert (changed.steps, changed.lr, changed.c, changed.root) == (7, 0.5, 3.0, 0.3)
-    assert schedule_of(LINF.PRESETS, "fast", None, None, None) == LINF.PRESETS["fast"]
+    assert round_schedule(LINF.PRESETS, "fast", None, None, None) == LINF.PRESETS["fast"]
 
 
 @BOTH

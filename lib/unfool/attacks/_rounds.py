@@ -7,15 +7,16 @@ fooled, and the next one starts where it ended, with fewer pixels or less room f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import check_choice, check_number, frozen
+from unfool.attacks._guard import frozen
 from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.attacks._schedule import schedule_of
 from unfool.progress import Progress
 
 
@@ -43,18 +44,11 @@ class Schedule:
 S = TypeVar("S", bound=Schedule)
 
 
-def schedule_of(
+def round_schedule(
     presets: dict[str, S], preset: str, steps: int | None, lr: float | None, c: float | None
 ) -> S:
     """Return a preset with some settings overridden, or refuse them."""
-    check_choice("preset", preset, tuple(presets))
-    given: dict[str, Any] = {"steps": steps, "lr": lr, "c": c}
-    schedule = replace(presets[preset], **{k: v for k, v in given.items() if v is not None})
-    check_number("steps", schedule.steps, 1, whole=True)
-    for name in ("lr", "c"):
-        check_number(name, getattr(schedule, name), 0)
-        if getattr(schedule, name) == 0:
-            raise ValueError(f"{name} must be > 0: with 0 nothing would ever move")
+    schedule = schedule_of(presets, preset, steps=steps, lr=lr, c=c)
     if schedule.c > schedule.largest_c:
         raise ValueError(f"c must be <= {schedule.largest_c:g}, where it ends, not {schedule.c:g}")
     return schedule

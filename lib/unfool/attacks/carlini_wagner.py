@@ -6,18 +6,19 @@ not depend on the images beside it, and none waits for another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import check_choice, check_inputs, check_number, frozen
+from unfool.attacks._guard import check_inputs, check_number, frozen
 from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.attacks._schedule import next_c, schedule_of
 from unfool.progress import Progress
 
-VERSION = 1
+VERSION = 2
 CHECKS = 10  # how often a descent is asked whether it still gets anywhere
 GAIN = 0.9999  # it does where the objective has fallen below this share of its last value
 TELL_EVERY = 10  # steps between two calls of progress
@@ -106,32 +107,15 @@ def carlini_wagner_l2(
     """
     check_inputs(x, y, target)
     check_number("kappa", kappa, 0)
-    schedule = schedule_of(preset, searches, steps, lr, c, warm_start)
+    schedule = schedule_of(
+        PRESETS, preset, searches=searches, steps=steps, lr=lr, c=c, warm_start=warm_start
+    )
     with frozen(model):
         live = rightly_classified(model, x, y, target)
         aim, sign = (y, -1) if target is None else (target, 1)
         search = Search(model, x, aim, sign, live, kappa, schedule, progress)
         step_while_any(search.step, live)
     return search.best
-
-
-def schedule_of(
-    preset: str, searches: int | None, steps: int | None, lr: float | None, c: float | None,
-    warm_start: bool | None,
-) -> Schedule:  # fmt: skip
-    """Return a preset with some settings overridden, or refuse them."""
-    check_choice("preset", preset, tuple(PRESETS))
-    given: dict[str, Any] = {
-        "searches": searches, "steps": steps, "lr": lr, "c": c, "warm_start": warm_start,
-    }  # fmt: skip
-    schedule = replace(PRESETS[preset], **{k: v for k, v in given.items() if v is not None})
-    check_number("searches", schedule.searches, 1, whole=True)
-    check_number("steps", schedule.steps, 1, whole=True)
-    for name in ("lr", "c"):
-        check_number(name, getattr(schedule, name), 0)
-        if getattr(schedule, name) == 0:
-            raise ValueError(f"{name} must be > 0: with 0 nothing would ever move")
-    return schedule
 
 
 class Search(Descent):
@@ -199,11 +183,9 @@ class Search(Descent):
 
     def next_c(self, rows: Tensor) -> None:
         """End the descents of these images and set up their next ones, with Adam at rest."""
-        hit, c = self.hit[rows], self.c[rows]
-        high = torch.where(hit, c, self.high[rows])
-        low = torch.where(hit, self.low[rows], c)
-        self.high[rows], self.low[rows] = high, low
-        self.c[rows] = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        self.c[rows], self.low[rows], self.high[rows] = next_c(
+            self.hit[rows], self.c[rows], self.low[rows], self.high[rows]
+        )
         self.w[rows] = self.restart(rows)
         self.rest(rows)
         self.hit[rows], self.lowest[rows], self.mark[rows] = False, torch.inf, torch.inf

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._guard import check_inputs, check_number
-from unfool.attacks._rounds import Rounds, Schedule, run, schedule_of
+from unfool.attacks._rounds import Rounds, Schedule, round_schedule, run
 from unfool.progress import Progress
 
 VERSION = 2
@@ -100,7 +100,7 @@ def carlini_wagner_linf(
     """
     check_inputs(x, y, target)
     check_number("kappa", kappa, 0)
-    schedule = schedule_of(PRESETS, preset, steps, lr, c)
+    schedule = round_schedule(PRESETS, preset, steps, lr, c)
     return run(Lowering, model, x, y, target, kappa, schedule, progress)
 
 

@@ -6,8 +6,8 @@ that its result does not depend on the images beside it, and none waits for anot
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +16,7 @@ from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._guard import check_choice, check_inputs, check_number, frozen
 from unfool.attacks._nearest import l1, per_image
 from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.attacks._schedule import next_c, schedule_of
 from unfool.attacks.carlini_wagner import CHECKS, GAIN, TELL_EVERY
 from unfool.progress import Progress
 
@@ -110,32 +111,15 @@ def ead(
     check_choice("rule", rule, ("EN", "L1"))
     check_number("beta", beta, 0)
     check_number("kappa", kappa, 0)
-    schedule = schedule_of(preset, searches, steps, lr, c, warm_start)
+    schedule = schedule_of(
+        PRESETS, preset, searches=searches, steps=steps, lr=lr, c=c, warm_start=warm_start
+    )
     with frozen(model):
         live = rightly_classified(model, x, y, target)
         aim, sign = (y, -1) if target is None else (target, 1)
         search = Search(model, x, aim, sign, live, rule, beta, kappa, schedule, progress)
         step_while_any(search.step, live)
     return search.best
-
-
-def schedule_of(
-    preset: str, searches: int | None, steps: int | None, lr: float | None, c: float | None,
-    warm_start: bool | None,
-) -> Schedule:  # fmt: skip
-    """Return a preset with some settings overridden, or refuse them."""
-    check_choice("preset", preset, tuple(PRESETS))
-    given: dict[str, Any] = {
-        "searches": searches, "steps": steps, "lr": lr, "c": c, "warm_start": warm_start,
-    }  # fmt: skip
-    schedule = replace(PRESETS[preset], **{k: v for k, v in given.items() if v is not None})
-    check_number("searches", schedule.searches, 1, whole=True)
-    check_number("steps", schedule.steps, 1, whole=True)
-    for name in ("lr", "c"):
-        check_number(name, getattr(schedule, name), 0)
-        if getattr(schedule, name) == 0:
-            raise ValueError(f"{name} must be > 0: with 0 nothing would ever move")
-    return schedule
 
 
 class Search:
@@ -243,11 +227,9 @@ class Search:
 
     def next_c(self, rows: Tensor) -> None:
         """End the descents of these images and set up their next ones."""
-        hit, c = self.hit[rows], self.c[rows]
-        high = torch.where(hit, c, self.high[rows])
-        low = torch.where(hit, self.low[rows], c)
-        self.high[rows], self.low[rows] = high, low
-        self.c[rows] = torch.where(high.isinf(), 10 * c, (low + high) / 2)
+        self.c[rows], self.low[rows], self.high[rows] = next_c(
+            self.hit[rows], self.c[rows], self.low[rows], self.high[rows]
+        )
         start = self.x[rows]
         if self.schedule.warm_start:
             lost = per_image(self.best_cost[rows].isinf())
