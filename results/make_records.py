@@ -19,6 +19,7 @@ from unfool.artifacts import REPO
 from unfool.attacks import paper_attacks
 from unfool.evaluation import read_records
 from unfool.lab import Lab
+from unfool.profiles import PROFILES
 
 FOLDER = REPO / "results" / "records"
 
@@ -59,6 +60,12 @@ def ablations() -> Iterator[Case]:
         yield Case("mnist5k", "anet", "pix2pix", settings)
 
 
+def curves() -> Iterator[Case]:
+    """Notebook 07: every epoch of the purifier before the other classifier (the paper's Figure 5)."""
+    for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
+        yield Case("mnist5k", "bnet", "pix2pix", {"after": epoch})
+
+
 def desk() -> Iterator[Case]:
     """Table 2 on full MNIST: the committed classifiers, every epoch of the purifier, the rivals."""
     for classifier in ("anet-mnist", "bnet-mnist"):
@@ -69,7 +76,7 @@ def desk() -> Iterator[Case]:
 
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
-    "washers": washers, "ablations": ablations, "desk-table2": desk,
+    "washers": washers, "ablations": ablations, "curves": curves, "desk-table2": desk,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from unfool.evaluation import (
     distortion,
     drift,
     holm,
+    margin,
     mcnemar,
     measure,
     paired_difference,
@@ -316,6 +317,29 @@ def test_recovered_is_what_measure_says() -> None:
         assert recovered(Lookup(), purifier, adversarial) == pytest.approx(share)
     nobody = replace(adversarial, success=torch.zeros_like(adversarial.success))
     assert recovered(Lookup(), Repair({8: 0}), nobody) == 0.0
+
+
+def test_margin_is_paired_and_over_the_best_rival() -> None:
+    adversarial = hand_made()
+    wrong = adversarial.success
+    ways = [
+        (int(a), int(b))
+        for a, b in zip(adversarial.x_adv[wrong, 0, 0, 0] * 10 + 0.5, TRUTH[wrong], strict=True)
+    ]
+    whole, first = Repair(dict(ways)), Repair(dict(ways[:1]))
+    share = recovered(Lookup(), whole, adversarial), recovered(Lookup(), first, adversarial)
+    assert 0 < share[1] < share[0]
+    rivals = {"nothing": nn.Identity(), "first": first}
+    name, gap, low, high = margin(Lookup(), whole, rivals, adversarial)
+    assert (name, gap) == ("first", pytest.approx(share[0] - share[1]))
+    assert low < gap < high
+    assert margin(Lookup(), first, {"whole": whole}, adversarial)[1] == pytest.approx(-gap)
+    assert margin(Lookup(), whole, {"whole": whole}, adversarial)[1] == 0
+    nobody = replace(adversarial, success=torch.zeros_like(adversarial.success))
+    with pytest.raises(ValueError, match="nothing to recover"):
+        margin(Lookup(), whole, rivals, nobody)
+    with pytest.raises(ValueError, match="at least one"):
+        margin(Lookup(), whole, {}, adversarial)
 
 
 def test_drift_is_the_mean_distance_of_fooled_images_from_the_clean() -> None:

@@ -300,11 +300,41 @@ def measure(
 
 def recovered(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> float:
     """Return `recovered_accuracy` alone, a share in [0, 1]; 0 where the attack fooled nothing."""
+    right = _recovers(classifier, purifier, adversarial)
+    return float(right.float().mean()) if len(right) else 0.0
+
+
+def margin(
+    classifier: nn.Module,
+    purifier: nn.Module,
+    rivals: Mapping[str, nn.Module],
+    adversarial: AdversarialSet,
+) -> tuple[str, float, float, float]:
+    """Return the best rival's name and what the purifier recovers beyond it, with its interval.
+
+    The difference is paired: see `paired_difference`. The best is the one that recovers most of
+    the very images that are compared, which favours the rivals.
+
+    Raises:
+        ValueError: no rivals, or no image that the attack turned wrong.
+    """
+    if not rivals:
+        raise ValueError("rivals is empty: name at least one to compare with")
+    if not adversarial.success.any():
+        raise ValueError("the attack turned no image wrong: there is nothing to recover")
+    theirs = {name: _recovers(classifier, rival, adversarial) for name, rival in rivals.items()}
+    best = max(theirs, key=lambda name: int(theirs[name].sum()))
+    ours = _recovers(classifier, purifier, adversarial)
+    return best, *paired_difference(ours, theirs[best])
+
+
+def _recovers(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> Tensor:
+    """Return which of the images that the attack turned wrong are read rightly again, (n,) bool."""
     fooled = adversarial.success.cpu()
     if not fooled.any():
-        return 0.0
+        return fooled[:0]
     read = predict(nn.Sequential(purifier, classifier), adversarial.x_adv[fooled])
-    return float((read == adversarial.y[fooled].cpu()).float().mean())
+    return read == adversarial.y[fooled].cpu()
 
 
 def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
