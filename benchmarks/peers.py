@@ -251,7 +251,7 @@ def jsma_top2() -> Comparison:
     settings: dict[str, Any] = {"theta": 1.0, "gamma": 0.145}
     return Comparison(
         title="JSMA, ART's variant (top2), random target, θ 1, γ 0.145",
-        images=64,
+        images=128,
         targeted=True,
         ours=AttackSettings("jsma", {**settings, "variant": "top2", "saturated": 1.0}),
         peers={ART: with_art("SaliencyMapMethod", targeted=True, verbose=False, **settings)},

@@ -65,9 +65,9 @@ def in_chunks(
 ) -> Tensor:
     """Attack the batch chunk by chunk with the model frozen; return all images, detached.
 
-    Checks the model and the classes against it first. A GPU that runs out of memory gets half the
-    chunk, so `attack` must give the same for the same rows when called again: random numbers are
-    drawn beforehand.
+    Checks the model, and the classes against it, in the first pass. A GPU that runs out of memory
+    gets half the chunk, so `attack` must give the same for the same rows when called again: random
+    numbers are drawn beforehand.
 
     Args:
         attack: attacks the images of a slice of `x` and returns them, (n, C, H, W).
@@ -76,9 +76,7 @@ def in_chunks(
     """
     chunk = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
     done, start = [x[:0].detach().clone()], 0
-    with frozen(model):
-        if len(x):
-            check_model(model, x, y, target)
+    with frozen(model), checked(model, x, y, target):
         while start < len(x):
             try:
                 done.append(attack(slice(start, start + chunk)).detach())
@@ -160,15 +158,17 @@ def check_images(x: Tensor) -> None:
     if x.ndim != 4:
         hint = ": one image needs x.unsqueeze(0)" if x.ndim == 3 else ""
         raise ValueError(f"x must have shape (N, C, H, W), not {tuple(x.shape)}{hint}")
-    if len(x) and not torch.isfinite(x).all():
+    low, high = x.aminmax() if x.numel() else (0, 1)
+    if low >= 0 and high <= 1:  # never true of NaN, which aminmax passes on: one look is enough
+        return
+    if not torch.isfinite(x).all():
         raise ValueError(
             f"x holds {int((~torch.isfinite(x)).sum())} pixels that are NaN or infinite"
         )
-    if len(x) and (x.min() < 0 or x.max() > 1):
-        raise ValueError(
-            f"pixels must lie in [0, 1], but x spans [{x.min():.3g}, {x.max():.3g}]: divide by 255 "
-            "or undo the normalisation (put it inside the model)"
-        )
+    raise ValueError(
+        f"pixels must lie in [0, 1], but x spans [{low:.3g}, {high:.3g}]: divide by 255 or undo "
+        "the normalisation (put it inside the model)"
+    )
 
 
 def check_labels(y: Tensor, x: Tensor, name: str = "y") -> None:
@@ -188,18 +188,35 @@ def check_labels(y: Tensor, x: Tensor, name: str = "y") -> None:
         raise ValueError(f"{name} is on {y.device} and x on {x.device}: move one with .to(device)")
 
 
-def check_model(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
-    """Refuse a model that lies elsewhere or returns no logits, and classes that it doesn't have."""
+@contextmanager
+def checked(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> Iterator[None]:
+    """Refuse a model that lies elsewhere or returns no logits, and classes that it doesn't have.
+
+    The logits are those of the first pass that is made inside: none is spent on looking.
+    """
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device != x.device:
         raise ValueError(
             f"the model is on {parameter.device} and x on {x.device}: move one with .to(device)"
         )
-    with torch.no_grad():
-        logits = model(x[:1])  # one image is enough to see what kind of outputs these are
+
+    def look(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
+        hook.remove()
+        check_logits(logits.detach(), y, target)
+
+    hook = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_logits(logits: Tensor, y: Tensor, target: Tensor | None) -> None:
+    """Refuse what is no logits of these classes; warn of probabilities."""
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (N, classes), not {tuple(logits.shape)}")
-    if logits.min() >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
+    first = logits[:1]  # one image is enough to see what kind of outputs these are
+    if first.min() >= 0 and abs(float(first.sum()) - 1) < 1e-4:
         warnings.warn(
             "the model's outputs are >= 0 and sum to 1, like probabilities; attacks need logits: "
             "leave out its last Softmax",

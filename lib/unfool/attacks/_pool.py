@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks._guard import CPU_CHUNK, GPU_CHUNK, check_model
+from unfool.attacks._guard import CPU_CHUNK, GPU_CHUNK, checked
 
 
 def step_while_any(step: Callable[[Tensor], None], live: Tensor) -> None:
@@ -42,8 +42,6 @@ def rightly_classified(
 
     The others are fooled already, and a minimal-norm attack leaves them alone.
     """
-    if len(x):
-        check_model(model, x, y, target)
     right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     unseen = torch.ones_like(right)
 
@@ -52,7 +50,8 @@ def rightly_classified(
         right[rows] = model(x[rows]).argmax(dim=1) == y[rows]
         unseen[rows] = False
 
-    step_while_any(look, unseen)
+    with checked(model, x, y, target):
+        step_while_any(look, unseen)
     return right
 
 

@@ -155,10 +155,9 @@ class Hunt:
         sign = 1 if self.theta > 0 else -1
         room = images.detach() if self.theta > 0 else 1 - images.detach()
         full = room.flatten(1) >= self.saturated
-        return (
-            (sign * alpha).flatten(1).masked_fill(full, -torch.inf),
-            (-sign * beta).flatten(1).masked_fill(full, -torch.inf),
-        )
+        good = (sign * alpha).flatten(1).masked_fill(full, -torch.inf)
+        bad = (-sign * beta).flatten(1).masked_fill(full, -torch.inf) if both else good
+        return good, bad
 
     def change(self, rows: Tensor, values: Tensor) -> None:
         """Add theta to the chosen values of each image."""

@@ -25,7 +25,7 @@ from unfool.attacks._guard import frozen
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 
-VERSION = 2
+VERSION = 3
 DOWNS = 5  # 32 -> 16 -> 8 -> 4 -> 2 -> 1
 Guide = Callable[[Tensor, Tensor], Tensor]
 """L_f: (purified, clean), both (N, C, H, W) in [0, 1] -> scalar."""
@@ -275,7 +275,7 @@ def train(
     if discriminator is not None:
         modules["discriminator"] = discriminator
     optimizers: dict[str, Optimizer] = {
-        name: Adam(module.parameters(), settings.rate, betas=(0.5, 0.999))
+        name: Adam(module.parameters(), settings.rate, betas=(0.5, 0.999), fused=True)
         for name, module in modules.items()
     }
 
