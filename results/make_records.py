@@ -61,7 +61,7 @@ def ablations() -> Iterator[Case]:
 
 
 def curves() -> Iterator[Case]:
-    """Notebook 07: every epoch of the purifier before the other classifier (the paper's Figure 5)."""
+    """Notebook 07: every epoch of the purifier before bnet (the paper's Figure 5)."""
     for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
         yield Case("mnist5k", "bnet", "pix2pix", {"after": epoch})
 
