@@ -357,7 +357,7 @@ def ead() -> Comparison:
                 max_iterations=200, initial_const=0.01, beta=0.01,
             ),
         },
-        note="The libraries end a descent when the batch's objective stops falling, not an image's.",
+        note="The libraries end a descent when the objective of the whole batch stops falling.",
     )  # fmt: skip
 
 
