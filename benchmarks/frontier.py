@@ -311,8 +311,8 @@ def plan(options: argparse.Namespace, peers: Sequence[str]) -> list[Job]:
         for curve in curves().values()
         if curve.library in (OURS, *peers) and curve.attack in (options.curves or [curve.attack])
     ]
-    alone = [(curve, 0) for curve in chosen if curve.made is None]
-    return alone + [(curve, budget) for budget in options.budgets for curve in chosen if curve.made]
+    jobs = [(curve, budget) for budget in options.budgets for curve in chosen if curve.made]
+    return jobs + [(curve, 0) for curve in chosen if curve.made is None]
 
 
 def trace(options: argparse.Namespace) -> int:
