@@ -567,7 +567,8 @@ def verb_bench(rest: list[str]) -> int:
     setup()
     setup_bench()
     path = str(BENCH_PYTHON.parent) + os.pathsep + os.environ.get("PATH", "")
-    command = [str(BENCH_PYTHON), "-m", "benchmarks.attacks", *rest]
+    module, rest = ("frontier", rest[1:]) if rest[:1] == ["frontier"] else ("attacks", rest)
+    command = [str(BENCH_PYTHON), "-m", f"benchmarks.{module}", *rest]
     return call(command, PATH=path, VIRTUAL_ENV=str(BENCH_VENV))
 
 
@@ -605,6 +606,7 @@ BENCH_HELP = """examples:
   course.py bench --dataset mnist-m            resnet8 on colour instead of anet on digits
   course.py bench --device cuda
   course.py bench --save                       and write benchmarks/results/, which is committed
+  course.py bench frontier                     how near with how many passes? `frontier --help`
 
 Also --classifier NAME, --fresh (measure again what is there), --out DIR (default results/local).
 The first call makes .venv-bench; a call that was stopped is taken up where it was.

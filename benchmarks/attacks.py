@@ -92,17 +92,22 @@ def check(options: argparse.Namespace) -> None:
         ("attack", options.attacks, ATTACK_NAMES),
         ("library", options.peers, tuple(PEERS)),
     ):
-        for name in names:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise Misuse(f"unknown {kind} {name!r}: choose from {', '.join(known)}{hint}")
+        unknown(kind, names, known)
     for flag in ("images", "repeat"):
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise Misuse(f"--{flag} must be at least 1, not {value}")
     if options.quick and options.save:
         raise Misuse("--quick shows that it runs, not how fast: --save needs a run without it")
+
+
+def unknown(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse the first name that is not known, with the one that may have been meant."""
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise Misuse(f"unknown {kind} {name!r}: choose from {', '.join(known)}{hint}")
 
 
 def tell_memory(options: argparse.Namespace) -> int:
@@ -136,12 +141,7 @@ def plan(options: argparse.Namespace, peers: Sequence[str]) -> list[Job]:
 
 def compare_all(options: argparse.Namespace) -> int:
     """Measure what is not there yet, a line for each row; write the tables."""
-    there = [peer for peer in options.peers if installed(peer)]
-    for peer in options.peers:
-        if peer not in there:
-            package = PEERS[peer][1]
-            print(f"{peer} is not installed here and left out: `python3 course.py bench` has it,")
-            print(f"    or install {package} into this environment.")
+    there = present(options.peers)
     jobs = plan(options, there)
     if not jobs:
         raise Misuse("none of these libraries has any of these attacks: nothing to compare")
@@ -164,6 +164,17 @@ def compare_all(options: argparse.Namespace) -> int:
         print(f"[{number}/{len(jobs)}] {in_short(row)}{' (from before)' * again}", flush=True)
     write(bench, all_rows(bench, options, there, finished(path), rows), options)
     return 1 if any(row.error for row in rows) else 0
+
+
+def present(peers: Sequence[str]) -> list[str]:
+    """Return the peers that are installed, and say how to get the others."""
+    there = [peer for peer in peers if installed(peer)]
+    for peer in peers:
+        if peer not in there:
+            package = PEERS[peer][1]
+            print(f"{peer} is not installed here and left out: `python3 course.py bench` has it,")
+            print(f"    or install {package} into this environment.")
+    return there
 
 
 def all_rows(

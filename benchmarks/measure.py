@@ -111,9 +111,12 @@ class Bench:
 
 
 def open_bench(
-    dataset: str, classifier: str | None, device: str, images: int, repeat: int, quick: bool
-) -> Bench:
+    dataset: str, classifier: str | None, device: str, images: int, repeat: int, quick: bool,
+    skip: int = 0,
+) -> Bench:  # fmt: skip
     """Return a bench with the first `images` test images that the classifier reads rightly.
+
+    `skip` of those are left out before.
 
     Raises:
         ValueError: the test split does not hold so many.
@@ -122,14 +125,15 @@ def open_bench(
     name = classifier or CLASSIFIERS[dataset]
     net, test = lab.classifier(name), lab.data.test
     right = (predict(net, test.images) == test.labels).nonzero().flatten()
-    if images > len(right):
+    if skip + images > len(right):
+        after = f" after the first {skip}" * bool(skip)
         raise ValueError(
-            f"{images} images were asked for, but {name} reads {len(right)} of the "
+            f"{images} images were asked for{after}, but {name} reads {len(right)} of the "
             f"{len(test)} test images of {dataset} rightly: ask for fewer"
         )
     x, y = test.images[right], test.labels[right]
     target = random_targets(y, len(lab.data.classes), torch.Generator().manual_seed(SEED))
-    x, y, target = (part[:images].to(lab.device) for part in (x, y, target))
+    x, y, target = (part[skip : skip + images].to(lab.device) for part in (x, y, target))
     return Bench(lab, name, repeat, quick, net, x, y, target, checksum(net))
 
 

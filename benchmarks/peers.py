@@ -85,6 +85,11 @@ def comparisons(dataset: str) -> dict[str, Comparison]:
         "jsma-top2": jsma_top2(),
         "cw": cw(),
         "cw-fast": cw_fast(),
+        "cw-l0": cw_l0(),
+        "ead": ead(),
+        "ead-fast": ead_fast(),
+        "ddn": ddn(),
+        **{f"fmn-{norm}": fmn(norm) for norm in FMN},
     }
 
 
@@ -307,4 +312,103 @@ def cw_fast() -> Comparison:
         ours=AttackSettings("carlini_wagner_l2", {"preset": "fast"}),
         peers={ADV: peers[ADV], CLEVER: peers[CLEVER]},
         note="Not the same settings: the question is what an equally near image costs.",
+    )
+
+
+def cw_l0() -> Comparison:
+    """Carlini and Wagner's L0 attack; JSMA beside it, as ART's of that name fools nothing."""
+    return Comparison(
+        title="Carlini–Wagner L0, random target, our preset `fast`; beside it JSMA, pairs",
+        images=16,
+        targeted=True,
+        ours=AttackSettings("carlini_wagner_l0", {"preset": "fast"}),
+        peers={TORCH: with_torchattacks("JSMA", targeted=True, theta=1.0, gamma=0.145)},
+        one_by_one=frozenset({TORCH}),
+        note=(
+            "Not the same attack, but the same aim, few pixels. Images and target classes are the "
+            "first ones of `jsma-pair`."
+        ),
+    )
+
+
+def ead_in_foolbox(steps: int) -> Call:
+    """Return foolbox's EAD: 5 searches, lr 0.01, c from 0.01, β 0.01, the rule EN."""
+    return with_foolbox(
+        "EADAttack", targeted=True, binary_search_steps=5, steps=steps, initial_stepsize=0.01,
+        initial_const=0.01, regularization=0.01, decision_rule="EN",
+    )  # fmt: skip
+
+
+def ead() -> Comparison:
+    """EAD with the same schedule everywhere."""
+    schedule = {"searches": 5, "steps": 200, "lr": 0.01, "c": 0.01, "warm_start": False}
+    return Comparison(
+        title=(
+            "EAD, rule EN, β 0.01, random target, 5 searches of 200 steps, lr 0.01, c from 0.01"
+        ),
+        images=32,
+        targeted=True,
+        ours=AttackSettings("ead", {"preset": "original", "rule": "EN", "beta": 0.01, **schedule}),
+        peers={
+            FOOL: ead_in_foolbox(200),
+            TORCH: with_torchattacks(
+                "EADEN", targeted=True, kappa=0, lr=0.01, binary_search_steps=5,
+                max_iterations=200, initial_const=0.01, beta=0.01,
+            ),
+        },
+        note="The libraries end a descent when the objective of the whole batch stops falling.",
+    )  # fmt: skip
+
+
+def ead_fast() -> Comparison:
+    """Our default schedule against the nearest images that foolbox finds in ten times the steps."""
+    return Comparison(
+        title=(
+            "EAD, rule EN, β 0.01, random target: our preset `fast` (5 searches of 100 steps, lr "
+            "0.01, c from 1, warm start) against 5 of 1,000 steps, lr 0.01, c from 0.01"
+        ),
+        images=16,
+        targeted=True,
+        ours=AttackSettings("ead", {"preset": "fast"}),
+        peers={FOOL: ead_in_foolbox(1000)},
+        note="Not the same settings: the question is what an equally near image costs.",
+    )
+
+
+def ddn() -> Comparison:
+    """DDN with its paper's settings. adv-lib's images are not rounded to 256 levels here."""
+    return Comparison(
+        title="DDN, L2, 50 steps, γ 0.05, radius 1",
+        images=256,
+        ours=AttackSettings("ddn", {"steps": 50, "gamma": 0.05, "radius": 1.0}),
+        peers={
+            ADV: with_adv_lib("ddn", steps=50, γ=0.05, init_norm=1.0, levels=None),
+            FOOL: with_foolbox("DDNAttack", steps=50, gamma=0.05, init_epsilon=1.0),
+        },
+    )
+
+
+FMN: dict[str, tuple[float, str]] = {  # norm → adv-lib's name of it, foolbox's attack
+    "l2": (2, "L2FMNAttack"),
+    "linf": (np.inf, "LInfFMNAttack"),
+    "l1": (1, "L1FMNAttack"),
+    "l0": (0, "L0FMNAttack"),
+}
+
+
+def fmn(norm: str) -> Comparison:
+    """FMN in one of its four norms."""
+    in_adv_lib, in_foolbox = FMN[norm]
+    return Comparison(
+        title=f"FMN, {norm.capitalize().replace('inf', '∞')}, 50 steps, α 1, γ 0.05",
+        images=64,
+        ours=AttackSettings("fmn", {"norm": norm, "steps": 50, "alpha": 1.0, "gamma": 0.05}),
+        peers={
+            ADV: with_adv_lib("fmn", norm=in_adv_lib, steps=50, α_init=1.0, γ_init=0.05),
+            FOOL: with_foolbox(in_foolbox, steps=50, max_stepsize=1.0, gamma=0.05),
+        },
+        note=(
+            "Ours leaves out of the gradient what points out of [0, 1]; the libraries, as the "
+            "paper, clip it away, and some images are then never fooled."
+        ),
     )

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from unfool.evaluation import distortion, predict
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # a fortieth of an 8-bit step: rounding may carry an image so far over its limits
@@ -31,7 +34,7 @@ class Side:
         seconds: of each repetition, for all images.
         ms: median milliseconds per image.
         success: share of the images that count; see `counted`.
-        l2, l0, linf: medians over those, None where there are none.
+        l2, l0, linf, l1: medians over those, None where there are none.
         left, black: images that left [0, 1] or the ball, and images returned black.
         forward, backward: images passed through the model either way, per image attacked.
         mib: growth of memory during the attack, or None where it was not measured.
@@ -45,6 +48,7 @@ class Side:
     l2: float | None = None
     l0: float | None = None
     linf: float | None = None
+    l1: float | None = None
     left: int = 0
     black: int = 0
     forward: float = 0.0
@@ -123,6 +127,7 @@ def describe(side: Side, x: Tensor, x_adv: Tensor, judged: Judged) -> Side:
     side.left, side.black = int(judged.left.sum()), int(judged.black.sum())
     sizes = distortion(x[counts], x_adv[counts])
     side.l2, side.l0, side.linf = (middle(sizes[norm]) for norm in ("l2", "l0", "linf"))
+    side.l1 = middle(sizes["l1"] * x[0].numel())  # the sum: `distortion` gives the mean
     return side
 
 
@@ -172,13 +177,24 @@ def bound(forward: float, backward: float, costs: tuple[float, float]) -> float:
 # --- the file of finished rows --------------------------------------------------------------------
 
 
+class Keyed(Protocol):
+    """What the file of finished rows must know of one."""
+
+    key: str
+    error: str
+    schema: int
+
+
+Kept = TypeVar("Kept", bound=Keyed)
+
+
 def key_of(settings: Mapping[str, Any]) -> str:
     """Return a short name of the settings; the order of their names does not matter."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def append(path: Path, row: Row) -> None:
+def append(path: Path, row: DataclassInstance) -> None:
     """Append a row as one line, under a lock, whatever half line a killed run may have left."""
     from filelock import FileLock
 
@@ -195,10 +211,15 @@ def finished(path: Path) -> dict[str, Row]:
 
     Rows with an error, half lines and rows of another schema are left out: they are made again.
     """
-    rows: dict[str, Row] = {}
+    return finished_of(path, row_of)
+
+
+def finished_of(path: Path, made_of: Callable[[dict[str, Any]], Kept]) -> dict[str, Kept]:
+    """Return what `made_of` makes of the lines of a file, as `finished` does for rows."""
+    rows: dict[str, Kept] = {}
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
-            row = row_of(json.loads(line))
+            row = made_of(json.loads(line))
         except (ValueError, KeyError, TypeError):
             continue
         if row.schema == SCHEMA and not row.error:
@@ -218,8 +239,8 @@ def row_of(fields: dict[str, Any]) -> Row:
 # --- the table ------------------------------------------------------------------------------------
 
 HEAD = (
-    "library", "batch", "ms/image", "ours beside it", "times ours", "success", "L2", "L0", "L∞",
-    "forward", "backward", "MiB", "of the bound",
+    "library", "batch", "ms/image", "ours beside it", "times ours", "success", "L2", "L1", "L0",
+    "L∞", "forward", "backward", "MiB", "of the bound",
 )  # fmt: skip
 
 
@@ -259,6 +280,7 @@ def line_of(side: Side, name: str, row: Row | None = None) -> str:
         f"**{ratio[0]:.2f}** [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "",
         f"{100 * side.success:.1f} %",
         number(side.l2),
+        number(side.l1),
         number(side.l0),
         number(side.linf),
         number(side.forward),

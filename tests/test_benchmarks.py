@@ -32,7 +32,9 @@ class Brightness(nn.Module):
 
 def row(peer: str = "foolbox", way: str = "best", **more: Any) -> Row:
     """A row whose numbers are easy to find again."""
-    ours = Side(8, [2.0, 2.0], 10.0, 1.0, 1.5, 40.0, 0.3, forward=40, backward=40, mib=5, share=0.5)
+    ours = Side(
+        8, [2.0, 2.0], 10.0, 1.0, 1.5, 40.0, 0.3, 12.0, forward=40, backward=40, mib=5, share=0.5
+    )
     theirs = replace(ours, batch=16, seconds=[4.0, 6.0], ms=25.0, success=0.75, l2=1.75)
     return Row(
         "key", "pgd", peer, way, 8, {"peer_version": "1"}, ours, theirs, (2.5, 2.0, 3.0), **more
@@ -81,6 +83,15 @@ def test_no_success_has_no_distortion() -> None:
     judged = scoring.counted(Brightness(), dark, dark, torch.tensor([0]), None, None)
     side = scoring.describe(Side(1), dark, dark, judged)
     assert (side.success, side.l2, side.l0, side.linf) == (0, None, None, None)
+
+
+def test_l1_is_a_sum() -> None:
+    x, made = dark.repeat(2, 1, 1, 1), light.repeat(2, 1, 1, 1)
+    made[1] += 0.1
+    judged = scoring.counted(Brightness(), x, made, torch.tensor([0, 0]), None, None)
+    found = scoring.describe(Side(2), x, made, judged)
+    assert found.l1 == pytest.approx(16 * 0.65)  # 16 pixels; a mean would say 0.65
+    assert (found.l0, found.l2) == (16, pytest.approx(2.6))
 
 
 def test_comparing_images_of_both_sides() -> None:
@@ -152,7 +163,7 @@ def test_table() -> None:
     slower.ours.ms = 14.0
     lines = scoring.table([row(), slower]).splitlines()
     assert lines[2].startswith("| **unfool** | 8 | 12 |")  # the median of 10 and 14
-    wanted = "25 | 10 | **2.50** [2.00, 3.00] | 75.0 % | 1.75 | 40 | 0.3 | 40 | 40 | 5 | 50 %"
+    wanted = "25 | 10 | **2.50** [2.00, 3.00] | 75.0 % | 1.75 | 12 | 40 | 0.3 | 40 | 40 | 5 | 50 %"
     assert lines[3] == f"| foolbox, at its best | 16 | {wanted} |"
     assert lines[4].startswith("| art, at its best | 16 | 25 | 14 |")
     assert len({line.count("|") for line in lines}) == 1

@@ -425,6 +425,8 @@ def test_bench_has_an_environment_of_its_own(asked: list[list[str]]) -> None:
     assert "--require-hashes" in made[1]
     bench = [str(course.BENCH_PYTHON), "-m", "benchmarks.attacks", "--quick", "--attacks", "pgd"]
     assert asked[-1] == bench
+    assert course.main(["bench", "frontier", "--quick"]) == 7
+    assert asked[-1] == [str(course.BENCH_PYTHON), "-m", "benchmarks.frontier", "--quick"]
 
 
 def test_bench_is_set_up_once_and_again_when_its_files_change(

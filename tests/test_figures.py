@@ -113,6 +113,10 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "footprints": lambda: figures.footprints(
         {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
     ),
+    "frontier": lambda: figures.frontier(
+        {"ours": [(10, 1.5), (100, 1.25)], "theirs": [(100, 1.5), (10, 3.0)], "once": [(20, 1.5)]},
+        ours=["ours", "once"], xlabel="passes", ylabel="L2", caption="how near",
+    ),
 }  # fmt: skip
 
 WORDS = {
@@ -134,6 +138,7 @@ WORDS = {
     "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
     "field, points": ["one: 32 points clean, 3 moved; two: 32 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
+    "frontier": ["L2 against passes. ours: 1.5 at 10, 1.25 at 100; theirs", "once: 1.5 at 20"],
     "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
     "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],

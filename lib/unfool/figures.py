@@ -869,3 +869,52 @@ def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figu
         axis.set_title(title)
         _framed(axis)
     return figure
+
+
+@_styled
+def frontier(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    ours: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    top: float = 1.45,
+    caption: str,
+) -> Figure:
+    """Draw how little each method reaches with how much, the nearer to the corner the better.
+
+    Args:
+        series: name -> points (cost > 0, value); the cost is on a logarithmic axis. A method of
+            one point is a mark alone.
+        ours: the names drawn strongly, with filled marks; the others are thin, with hollow ones.
+        xlabel, ylabel: with units.
+        top: the axis ends at this many times the least value, so that what lies near it can be
+            told apart; what is larger is left out.
+        caption: see `Figure`.
+    """
+    alt = f"{ylabel} against {xlabel}. " + "; ".join(
+        f"{name}: " + ", ".join(f"{value:.3g} at {cost:.4g}" for cost, value in points)
+        for name, points in series.items()
+    )
+    figure = _new(7.2, 4.2, alt, caption)
+    axis = figure.subplots()
+    styles = {True: 0, False: 0}
+    for name, points in series.items():
+        strong = name in ours
+        k = styles[strong] = styles[strong] + 1
+        colour = SERIES[(k - 1) % len(SERIES)]
+        cost, value = np.array(sorted(points)).T
+        axis.plot(
+            cost, value, color=colour, marker=MARKERS[(k - 1) % len(MARKERS)], label=name,
+            ls="-" if strong else DASHES[1 + k % (len(DASHES) - 1)], lw=2.2 if strong else 1.1,
+            ms=6 if strong else 5, mfc=colour if strong else "white", zorder=3 if strong else 2,
+        )  # fmt: skip
+    least = min(value for points in series.values() for _, value in points)
+    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0.985 * least, top * least))
+    ticks = sorted({round(cost, -1) for points in series.values() for cost, _ in points})
+    axis.set_xticks([t for t in ticks if t and f"{t:.0f}"[0] in "125"], minor=False)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.minorticks_off()
+    axis.grid(color=GRID)
+    figure.legend(loc="outside right upper", frameon=False, handlelength=3.2)
+    return figure
