@@ -41,7 +41,7 @@ from unfool.progress import Progress, shown
 BUDGETS = (10, 20, 50, 100, 200, 500, 1000)
 OURS = "unfool"
 FRESH = 100  # as many rightly read test images are skipped: our settings were found beside those
-IMAGES = 128
+IMAGES = 64
 LIMIT = 1.02  # our best is to lie within 2 % of the best peer's
 JUDGE = Comparison("nearest error in L2", IMAGES, AttackSettings("ddn"), {})  # any error counts
 

@@ -287,7 +287,7 @@ def cw() -> Comparison:
     plain = with_torchattacks("CW", targeted=True, c=1, steps=1000, lr=0.01)
     return Comparison(
         title="Carlini–Wagner L2, random target, 5 searches of 200 steps, lr 0.01, c from 0.01",
-        images=64,
+        images=32,
         targeted=True,
         ours=AttackSettings("carlini_wagner_l2", {"preset": "original", **schedule}),
         peers={**cw_peers(200), TORCH: plain},
