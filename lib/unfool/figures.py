@@ -365,6 +365,48 @@ def _apart(values: Sequence[float], least: float, top: float) -> list[float]:
 
 
 @_styled
+def frontier(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    apart: Iterable[str] = (),
+    caption: str,
+) -> Figure:
+    """Draw what each attack costs against what it reaches, the cost on a logarithmic axis.
+
+    Args:
+        points: name -> (cost > 0, value) from the cheapest to the dearest; several are joined. A
+            value that is infinite, or no number, is left out.
+        xlabel, ylabel: with units.
+        apart: names whose marks are drawn hollow, such as those that were measured elsewhere.
+        caption: see `Figure`.
+    """
+    alt = f"{ylabel} against {xlabel}. " + "; ".join(
+        f"{name}: " + ", ".join(f"{value:.2f} at {cost:,.0f}" for cost, value in curve)
+        for name, curve in points.items()
+    )
+    figure = _new(7.2, 3.7, alt, caption)
+    axis = figure.subplots()
+    apart = set(apart)
+    for k, (name, curve) in enumerate(points.items()):
+        colour, (cost, value) = SERIES[k % len(SERIES)], np.asarray(curve, dtype=float).T
+        axis.plot(
+            cost, np.where(np.isfinite(value), value, np.nan), color=colour, label=name,
+            ls=DASHES[k % len(DASHES)] if len(curve) > 1 else "none",
+            marker=MARKERS[k % len(MARKERS)], ms=7, lw=1.6,
+            mfc="white" if name in apart else colour, mew=1.6,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda cost, _: f"{cost:,.0f}")
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(color=GRID)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
+    return figure
+
+
+@_styled
 def intervals(
     rows: Sequence[str],
     panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
