@@ -62,7 +62,7 @@ def ablations() -> Iterator[Case]:
 
 
 def frontier() -> Iterator[Case]:
-    """Notebook 03: what Carlini's own schedule finds on a few digits, and what it costs."""
+    """What Carlini's own schedule finds on notebook 03's digits, and what it costs."""
     original = AttackSettings("carlini_wagner_l2", {"preset": "original"})
     yield Case("mnist5k", "anet", "none", only=original, images=16)
 
