@@ -479,9 +479,12 @@ def draw(points: Sequence[Point]) -> figures.Figure:
     for point in points:
         if point.side and point.l2_all is not None:
             series.setdefault(point.curve, []).append((point.side.forward, point.l2_all))
+    for curve in series.values():
+        curve.sort()
     return figures.frontier(
         series,
-        ours=[name for name in series if name.startswith(f"{OURS} ")],
+        apart=[name for name in series if not name.startswith(f"{OURS} ")],
+        top=1.45,
         xlabel="forward passes per image",
         ylabel="median L2, failures infinitely far",
         caption="How near with how many passes?",

@@ -184,6 +184,27 @@ def test_chunks_do_not_change_a_prediction(tiny: Make) -> None:
     assert predict(net, x[:0]).tolist() == []
 
 
+def test_passes_are_counted_image_by_image(tiny: Make, toy: tuple[Tensor, Tensor]) -> None:
+    net, x = tiny().eval(), toy[0][:3]
+    with evaluation.counted(net) as passes:
+        evaluation.predict(net, x)
+        assert (passes.forward, passes.backward, passes.total) == (3, 0, 3)
+        images = x.clone().requires_grad_(True)
+        logits = net(images)
+        torch.autograd.grad(logits[:, 0].sum(), images, retain_graph=True)
+        torch.autograd.grad(logits[:, 1].sum(), images)
+        assert (passes.forward, passes.backward, passes.total) == (6, 6, 12)
+    evaluation.predict(net, x)  # the control: nobody counts any more
+    assert passes.total == 12
+
+
+def test_counting_ends_with_an_error(tiny: Make, toy: tuple[Tensor, Tensor]) -> None:
+    net = tiny().eval()
+    with pytest.raises(RuntimeError, match="broke"), evaluation.counted(net):
+        raise RuntimeError("it broke")
+    assert not net._forward_hooks
+
+
 def test_accuracy_is_a_share(tiny: Make, toy: tuple[Tensor, Tensor]) -> None:
     net, (x, _) = tiny(0), toy
     y = predict(net, x)

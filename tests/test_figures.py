@@ -69,6 +69,11 @@ DRAW: dict[str, Callable[[], Figure]] = {
         intervals={"fgsm": [(0, 0.1), (0.4, 0.6), (0.8, 1)]}, xlabel="eps", ylabel="success",
         marks={0.15: "the paper's"}, caption="success against eps",
     ),
+    "frontier": lambda: figures.frontier(
+        {"walk": [(10, 2.0), (100, 1.5), (1000, 1.25)], "step": [(20, 1.75)],
+         "elsewhere": [(5000, 1.25)], "lost": [(30, float("inf"))]},
+        xlabel="passes", ylabel="length", apart=["elsewhere"], top=1.5, caption="what a pass buys",
+    ),
     "intervals": lambda: figures.intervals(
         ["nothing", "threshold"], {"recovered": [None, (0.5, 0.4, 0.625)]}, caption="two defences",
     ),
@@ -113,10 +118,6 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "footprints": lambda: figures.footprints(
         {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
     ),
-    "frontier": lambda: figures.frontier(
-        {"ours": [(10, 1.5), (100, 1.25)], "theirs": [(100, 1.5), (10, 3.0)], "once": [(20, 1.5)]},
-        ours=["ours", "once"], xlabel="passes", ylabel="L2", caption="how near",
-    ),
 }  # fmt: skip
 
 WORDS = {
@@ -129,6 +130,10 @@ WORDS = {
     ],
     "panels": ["clean: mean 0.500, 8 pixels marked", "alpha: from -"],
     "lines": ["eps = 0, 0.1, 0.2", "fgsm: 0.0%, 50.0%, 90.0%", "noise"],
+    "frontier": [
+        "length against passes. walk: 2.00 at 10, 1.50 at 100, 1.25 at 1,000; step: 1.75 at 20",
+        "lost: inf at 30",
+    ],
     "intervals": ["nothing not defined", "threshold 50.0% (40.0% to 62.5%)"],
     "defenses": ["recovered: nothing not defined", "defended clean", "55.0% (40.0% to 60.0%)"],
     "bars": ["confidence: 3 25.0%, 8 75.0%"],
@@ -138,7 +143,6 @@ WORDS = {
     "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
     "field, points": ["one: 32 points clean, 3 moved; two: 32 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
-    "frontier": ["L2 against passes. ours: 1.5 at 10, 1.25 at 100; theirs", "once: 1.5 at 20"],
     "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
     "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],
@@ -259,6 +263,28 @@ def test_curves_that_coincide_are_told_apart_without_colour() -> None:
     assert names.keys() == same.keys()
     assert names["bim"] - names["pgd"] > 4
     assert names["noise"] == pytest.approx(10)
+
+
+def frontier_problems(figure: Figure) -> list[str]:
+    """What of a frontier would not be read without colour, or lies off its axes."""
+    (axis,) = figure.axes
+    marks = [(line.get_marker(), line.get_linestyle()) for line in axis.lines]
+    named = [text.get_text() for text in axis.get_legend().get_texts()]
+    problems = [] if len(set(marks)) == len(marks) else ["two attacks look the same"]
+    problems += [] if named == [line.get_label() for line in axis.lines] else ["not all named"]
+    return problems + ([] if axis.get_xscale() == "log" else ["costs are not logarithmic"])
+
+
+def test_a_frontier_is_read_without_colour() -> None:
+    figure = DRAW["frontier"]()
+    assert frontier_problems(figure) == []
+    hollow = [line.get_markerfacecolor() == "white" for line in figure.axes[0].lines]
+    assert hollow == [False, False, True, False]
+    assert figure.axes[0].get_ylim() == pytest.approx((0.985 * 1.25, 1.5 * 1.25))
+    for line in figure.axes[0].lines:  # the control
+        line.set(marker="o", linestyle="none")
+    figure.axes[0].set_xscale("linear")
+    assert frontier_problems(figure) == ["two attacks look the same", "costs are not logarithmic"]
 
 
 def test_drawing_opens_no_window_and_keeps_no_figure() -> None:

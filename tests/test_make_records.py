@@ -12,6 +12,7 @@ import pytest
 
 from unfool import classifiers
 from unfool.artifacts import REPO, Store
+from unfool.attacks import AttackSettings
 from unfool.datasets import NAMES
 from unfool.defenses import DEFENSES
 from unfool.evaluation import read_records
@@ -63,3 +64,20 @@ def test_a_run_that_was_stopped_goes_on(
     assert [r.attack for r in read_records(path)] == ["fgsm", "deepfool"]
     made.measure(lab, replace(case, settings={"bits": 4}), path)
     assert len(read_records(path)) == 4
+
+
+def test_few_images_are_attacked_anew_and_the_passes_counted(
+    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lab = tmp_path / "some.jsonl", Lab("smoke", store=Store(tmp_path / "store"))
+    monkeypatch.setenv("UNFOOL_RECORDS", str(path))
+    step = AttackSettings("fgsm", {"eps": 0.3})
+    case = made.Case("mnist5k", "anet", "none", {}, "smoke", only=step, images=5)
+    for _ in range(2):  # the second time it is there
+        made.measure(lab, case, path)
+    (few,) = read_records(path)
+    assert (few.attack, few.attack_settings, few.n_images) == ("fgsm", {"eps": 0.3}, 5)
+    assert few.passes is not None
+    assert 10 <= few.passes <= 12  # there and back, and a look at the model
+    made.measure(lab, replace(case, images=0, only=AttackSettings("deepfool")), path)
+    assert read_records(path)[1].passes is None  # the control: those came from the store

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,46 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     if len(images) == 0:
         raise ValueError("accuracy of no images is undefined: the split is empty")
     return int((predict(model, images) == labels.cpu()).sum()) / len(images)
+
+
+@dataclass
+class Passes:
+    """How many images went forward and back through a network.
+
+    A gradient is a pass back, and so is a second one of the same output.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return both together."""
+        return self.forward + self.backward
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Passes]:
+    """Count the passes of images through `model` while the block runs.
+
+    An attack's cost, the same on every machine: `with counted(net) as passes: …`, then
+    `passes.total`. The model itself must be called, not the layers that it is made of.
+    """
+    passes = Passes()
+
+    def back(gradient: Tensor) -> None:
+        passes.backward += len(gradient)
+
+    def forward(module: nn.Module, inputs: Any, logits: Tensor) -> None:
+        passes.forward += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(back)
+
+    hook = model.register_forward_hook(forward)
+    try:
+        yield passes
+    finally:
+        hook.remove()
 
 
 def distortion(x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:

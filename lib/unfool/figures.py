@@ -365,6 +365,54 @@ def _apart(values: Sequence[float], least: float, top: float) -> list[float]:
 
 
 @_styled
+def frontier(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    apart: Iterable[str] = (),
+    top: float | None = None,
+    caption: str,
+) -> Figure:
+    """Draw what each attack costs against what it reaches, the cost on a logarithmic axis.
+
+    Args:
+        points: name -> (cost > 0, value) from the cheapest to the dearest; several are joined. A
+            value that is infinite, or no number, is left out.
+        xlabel, ylabel: with units.
+        apart: names drawn thin, with hollow marks: those of others, or measured elsewhere.
+        top: the axis ends at this many times the least value, so that what lies near it can be
+            told apart; what is larger is left out.
+        caption: see `Figure`.
+    """
+    alt = f"{ylabel} against {xlabel}. " + "; ".join(
+        f"{name}: " + ", ".join(f"{value:.2f} at {cost:,.0f}" for cost, value in curve)
+        for name, curve in points.items()
+    )
+    figure = _new(7.2, 3.7, alt, caption)
+    axis = figure.subplots()
+    apart = set(apart)
+    for k, (name, curve) in enumerate(points.items()):
+        colour, (cost, value) = SERIES[k % len(SERIES)], np.asarray(curve, dtype=float).T
+        axis.plot(
+            cost, np.where(np.isfinite(value), value, np.nan), color=colour, label=name,
+            ls=DASHES[k % len(DASHES)] if len(curve) > 1 else "none",
+            marker=MARKERS[k % len(MARKERS)], ms=6 if name in apart else 7, mew=1.6,
+            lw=1.1 if name in apart else 1.8, mfc="white" if name in apart else colour,
+        )  # fmt: skip
+    if top is not None:
+        least = min(v for curve in points.values() for _, v in curve if np.isfinite(v))
+        axis.set_ylim(0.985 * least, top * least)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda cost, _: f"{cost:,.0f}")
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(color=GRID)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8.5)
+    return figure
+
+
+@_styled
 def intervals(
     rows: Sequence[str],
     panels: Mapping[str, Sequence[tuple[float, float, float] | None]],
@@ -868,53 +916,4 @@ def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figu
         )  # fmt: skip
         axis.set_title(title)
         _framed(axis)
-    return figure
-
-
-@_styled
-def frontier(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    ours: Sequence[str],
-    xlabel: str,
-    ylabel: str,
-    top: float = 1.45,
-    caption: str,
-) -> Figure:
-    """Draw how little each method reaches with how much, the nearer to the corner the better.
-
-    Args:
-        series: name -> points (cost > 0, value); the cost is on a logarithmic axis. A method of
-            one point is a mark alone.
-        ours: the names drawn strongly, with filled marks; the others are thin, with hollow ones.
-        xlabel, ylabel: with units.
-        top: the axis ends at this many times the least value, so that what lies near it can be
-            told apart; what is larger is left out.
-        caption: see `Figure`.
-    """
-    alt = f"{ylabel} against {xlabel}. " + "; ".join(
-        f"{name}: " + ", ".join(f"{value:.3g} at {cost:.4g}" for cost, value in points)
-        for name, points in series.items()
-    )
-    figure = _new(7.2, 4.2, alt, caption)
-    axis = figure.subplots()
-    styles = {True: 0, False: 0}
-    for name, points in series.items():
-        strong = name in ours
-        k = styles[strong] = styles[strong] + 1
-        colour = SERIES[(k - 1) % len(SERIES)]
-        cost, value = np.array(sorted(points)).T
-        axis.plot(
-            cost, value, color=colour, marker=MARKERS[(k - 1) % len(MARKERS)], label=name,
-            ls="-" if strong else DASHES[1 + k % (len(DASHES) - 1)], lw=2.2 if strong else 1.1,
-            ms=6 if strong else 5, mfc=colour if strong else "white", zorder=3 if strong else 2,
-        )  # fmt: skip
-    least = min(value for points in series.values() for _, value in points)
-    axis.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0.985 * least, top * least))
-    ticks = sorted({round(cost, -1) for points in series.values() for cost, _ in points})
-    axis.set_xticks([t for t in ticks if t and f"{t:.0f}"[0] in "125"], minor=False)
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.minorticks_off()
-    axis.grid(color=GRID)
-    figure.legend(loc="outside right upper", frameon=False, handlelength=3.2)
     return figure

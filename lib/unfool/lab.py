@@ -229,7 +229,7 @@ class Lab:
 
     def evaluate(
         self, defense: nn.Module | None, adversarial: AdversarialSet, *, classifier: str = "anet",
-        transfer: bool = False,
+        transfer: bool = False, passes: int | None = None,
     ) -> Record:  # fmt: skip
         """Return one record: the defence before the classifier, on an adversarial set.
 
@@ -240,6 +240,7 @@ class Lab:
             adversarial: what `Lab.adversarial_set` returned.
             classifier: the classifier that is defended.
             transfer: must be True where the set was made on another classifier or data set.
+            passes: what the attack took, where somebody counted; see `evaluation.counted`.
         """
         if not transfer and adversarial.classifier != classifier:
             raise ValueError(
@@ -272,7 +273,7 @@ class Lab:
             access="gradients",
             seed=self.seed,
             seconds=time.perf_counter() - start,
-            passes=None,
+            passes=passes,
             device=str(self.device),
             versions=versions(),
             git=git_commit(),
