@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,18 +47,27 @@ class Misuse(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 0, 1 where a library failed, 2 when misused, 130 when stopped."""
     options = parser().parse_args(arguments)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("UNFOOL_PROGRESS", "off")  # a log needs no bars
-    try:
+
+    def work() -> int:
         if options.memory:
             return tell_memory(options)
         check(options)
         return compare_all(options)
+
+    return answered("bench", work)
+
+
+def answered(name: str, work: Callable[[], int]) -> int:
+    """Return what `work` does; 130 when it is stopped, 2 when misused, with a line that says so."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("UNFOOL_PROGRESS", "off")  # a log needs no bars
+    try:
+        return work()
     except KeyboardInterrupt:
-        print("\nbench: stopped. The same command takes up where it was.", file=sys.stderr)
+        print(f"\n{name}: stopped. The same command takes up where it was.", file=sys.stderr)
         return 130
     except ValueError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
 
 

@@ -10,7 +10,6 @@ import argparse
 import base64
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.attacks import LOCAL, SAVED, Misuse, present, unknown, warn_if_busy
+from benchmarks.attacks import LOCAL, SAVED, Misuse, answered, present, unknown, warn_if_busy
 from benchmarks.measure import (
     CLASSIFIERS,
     Bench,
@@ -236,17 +235,12 @@ def finite(value: float) -> float | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the frontier; returns 0, 1 where a library failed, 2 when misused, 130 when stopped."""
     options = parser().parse_args(arguments)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("UNFOOL_PROGRESS", "off")  # a log needs no bars
-    try:
+
+    def work() -> int:
         check(options)
         return trace(options)
-    except KeyboardInterrupt:
-        print("\nfrontier: stopped. The same command takes up where it was.", file=sys.stderr)
-        return 130
-    except ValueError as error:
-        print(f"frontier: {error}", file=sys.stderr)
-        return 2
+
+    return answered("frontier", work)
 
 
 def parser() -> argparse.ArgumentParser:

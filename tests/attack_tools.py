@@ -1,8 +1,6 @@
-"""What the tests of attacks share: toy networks, real digits with Anet, a count of passes."""
+"""What the tests of attacks share: toy networks, real digits with Anet."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +37,6 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     """The committed Anet and 256 real digits. It has seen them in training: attacks don't mind."""
     x, y, _ = victims.digits(256)
     return victims.anet(), x, y
-
-
-class Passes:
-    """Count the images that go forward and backward through a network, and calls of either."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.forward = self.backward = 0
-        self._hook = net.register_forward_hook(self._count)
-
-    def _count(self, net: nn.Module, inputs: Any, logits: Tensor) -> None:
-        self.forward += len(logits)
-        if logits.requires_grad:
-            logits.register_hook(self._count_back)
-
-    def _count_back(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
-
-    def __enter__(self) -> Passes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
 
 
 def fooled(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:

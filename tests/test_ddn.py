@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attack_tools import Passes, length
+from attack_tools import length
 from unfool.attacks import ddn
 from unfool.attacks._nearest import Nearest, annealed, from_the_right_ones, l2, shorten, unit
+from unfool.evaluation import counted
 from victims import (
     Batch,
     Narrow,
@@ -117,10 +118,10 @@ def test_annealed_by_half_a_cosine() -> None:
 
 def test_walks_to_the_rivals_come_nearer_and_each_costs_its_passes() -> None:
     net, (x, y, _) = rightly_read()
-    with Passes(net) as passes:
+    with counted(net) as passes:
         usual = length(ddn(net, x, y, steps=20) - x)
     one = passes.backward
-    with Passes(net) as passes:
+    with counted(net) as passes:
         aimed = ddn(net, x, y, steps=20, rivals=3)
     assert passes.backward == 4 * one
     order = net(x).scatter(1, y[:, None], -torch.inf).topk(3, dim=1).indices
@@ -211,7 +212,7 @@ def test_what_it_cannot_fool_and_what_is_misread_comes_back() -> None:
 
 def test_a_step_is_a_pass_and_finished_images_cost_nothing() -> None:
     net, (x, y, _) = Rows(), row_batch(20)
-    with Passes(net) as passes:
+    with counted(net) as passes:
         ddn(net, x, y, steps=7)
     assert (passes.forward, passes.backward) == (20 + 16 * 7, 16 * 7)
 

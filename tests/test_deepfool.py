@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from attack_tools import CLASSES, Passes, batch, digits, fooled, length, network, next_class
+from attack_tools import CLASSES, batch, digits, fooled, length, network, next_class
 from unfool.attacks import deepfool
+from unfool.evaluation import counted
 
 room = import_module("unfool.attacks.deepfool")  # by its name the package knows the function
 
@@ -120,9 +121,9 @@ def test_pruning_leaves_the_images_alone_and_saves_most_backwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     net, x, y = digits()
-    with Passes(net) as usual:
+    with counted(net) as usual:
         pruned = deepfool(net, x, y)
-    with Passes(net) as all_classes:
+    with counted(net) as all_classes:
         exact = deepfool(net, x, y, exact=True)
     right = int((net(x).argmax(1) == y).sum())
     assert int(fooled(net, x, y, pruned).sum()) == right
@@ -145,14 +146,14 @@ def test_an_image_is_backwarded_only_for_borders_that_could_be_nearer() -> None:
     net[1].weight.data = torch.eye(4)  # w_j = e_j - e_0, length sqrt(2)
     net[1].bias.data = torch.tensor([0.0, -0.1, -0.12, -0.3])
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    with Passes(net) as passes:
+    with counted(net) as passes:
         got = deepfool(net, x, y)
     assert net(got).argmax(1).item() == 1
     # One step; the third border is further than SLACK = 2 times the first.
     assert passes.backward == 2
     # Whether it is right, at x for each border, and at the new point.
     assert passes.forward == 4
-    with Passes(net) as passes:
+    with counted(net) as passes:
         deepfool(net, x, y, exact=True)
     assert passes.backward == 3
 
@@ -183,13 +184,13 @@ def test_misread_images_and_failures_come_back_as_they_were() -> None:
     y[::2] = (y[::2] + 1) % 10  # as if half of them were misread
     wrong = net(x).argmax(1) != y
     assert 30 < int(wrong.sum()) < 40
-    with Passes(net) as passes:
+    with counted(net) as passes:
         got = deepfool(net, x, y, steps=2)
     done = fooled(net, x, y, got)
     assert torch.equal(got[~done], x[~done])
     assert 0 < int(done.sum()) < int((~wrong).sum())  # two steps are too few for some
     assert (got[done] != x[done]).flatten(1).any(dim=1).all()
-    with Passes(net) as passes:
+    with counted(net) as passes:
         assert torch.equal(deepfool(net, x[wrong], y[wrong]), x[wrong])
     assert (passes.forward, passes.backward) == (int(wrong.sum()), 0)
 
@@ -215,11 +216,11 @@ def test_finished_images_cost_nothing_more() -> None:
     """Linear, so one step does; every image that is backwarded again would show."""
     net = linear(3)
     x, y = greys(net, 20)
-    with Passes(net) as passes:
+    with counted(net) as passes:
         deepfool(net, x, y, exact=True)
     assert (passes.forward, passes.backward) == (20 + 3 * 20, 2 * 20)
     y[:5] = (y[:5] + 1) % 3  # five are misread: the other 15 go on without them
-    with Passes(net) as passes:
+    with counted(net) as passes:
         deepfool(net, x, y, exact=True)
     assert (passes.forward, passes.backward) == (20 + 3 * 15, 2 * 15)
 
@@ -229,9 +230,9 @@ def test_finished_images_cost_nothing_more() -> None:
 
 def test_bisection_comes_nearer_and_still_fools() -> None:
     net, x, y = some(48)
-    with Passes(net) as before:
+    with counted(net) as before:
         plain = deepfool(net, x, y, overshoot=1.0)  # so far that there is a way back
-    with Passes(net) as after:
+    with counted(net) as after:
         nearer = deepfool(net, x, y, overshoot=1.0, bisect=8)
     hit = fooled(net, x, y, plain)
     assert torch.equal(fooled(net, x, y, nearer), hit)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attack_tools import Passes, length
+from attack_tools import length
 from unfool.attacks import ead
 from unfool.attacks._descent import lead
 from unfool.attacks._schedule import schedule_of
 from unfool.attacks.ead import PRESETS, Search, shrink_towards
+from unfool.evaluation import counted
 from victims import (
     Batch,
     Counted,
@@ -151,7 +152,7 @@ def as_near_as_foolbox(
         initial_stepsize=0.01, initial_const=settings["c"],
     )  # fmt: skip
     criterion = foolbox.criteria.TargetedMisclassification(target) if targeted else y
-    with Passes(net) as peers:
+    with counted(net) as peers:
         theirs = attack(foolbox.PyTorchModel(net, bounds=(0, 1)), x, criterion, epsilons=None)[0]
     net.zero_grad(set_to_none=True)  # it leaves gradients behind
 
@@ -161,7 +162,7 @@ def as_near_as_foolbox(
         return ((seen == target) if targeted else (seen != y)) & ~black
 
     def no_worse(**settings: Any) -> bool:
-        with Passes(net) as passes:
+        with counted(net) as passes:
             ours = ead(net, x, y, target=target if targeted else None, **settings)
         won, both = wins(ours), wins(ours) & wins(theirs)
         one, two = ((part - x)[both].flatten(1) for part in (ours, theirs))

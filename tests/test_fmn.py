@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from attack_tools import Passes, length
+from attack_tools import length
 from unfool.attacks import deepfool, fmn
 from unfool.attacks._nearest import Norm, clip, keep_largest, l0, l1, l2, linf, shorten, shrink
 from unfool.attacks.fmn import BALLS, next_count, next_radius
+from unfool.evaluation import counted
 from victims import (
     Batch,
     Narrow,
@@ -218,7 +219,7 @@ def test_what_it_cannot_fool_and_what_is_misread_comes_back() -> None:
 
 def test_a_step_is_a_pass_and_finished_images_cost_nothing() -> None:
     net, (x, y, _) = Rows(), row_batch(20)
-    with Passes(net) as passes:
+    with counted(net) as passes:
         fmn(net, x, y, steps=7)
     assert (passes.forward, passes.backward) == (20 + 16 * 7, 16 * 7)
 

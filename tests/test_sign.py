@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from attack_tools import CLASSES, Passes, batch, digits, fooled, length, network, next_class
+from attack_tools import CLASSES, batch, digits, fooled, length, network, next_class
 from unfool.attacks import bim, fgsm, pgd, r_fgsm, r_llc
 from unfool.attacks.sign import least_likely_class, project, steepest
+from unfool.evaluation import counted
 
 FAMILY = {"fgsm": fgsm, "r_fgsm": r_fgsm, "r_llc": r_llc, "bim": bim, "pgd": pgd}
 RANDOM = ["r_fgsm", "r_llc", "pgd"]
@@ -284,7 +285,7 @@ def test_bits_depend_on_the_seed_alone(name: str) -> None:
 def test_each_step_costs_one_pass_each_way(name: str, forward: int, backward: int) -> None:
     net, (x, y) = network(), batch(40)
     settings = {"steps": 7} if name in ("bim", "pgd") else {}
-    with Passes(net) as passes:
+    with counted(net) as passes:
         FAMILY[name](net, x, y, **settings)
     assert (passes.forward, passes.backward) == (40 * forward, 40 * backward)
 

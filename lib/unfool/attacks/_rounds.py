@@ -6,6 +6,7 @@ fooled, and the next one starts where it ended, with fewer pixels or less room f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -54,7 +55,7 @@ def round_schedule(
     return schedule
 
 
-class Rounds(Descent):
+class Rounds(Descent, ABC):
     """All images of one call, each in a round of its own.
 
     Attributes, beside those of a descent:
@@ -129,21 +130,21 @@ class Rounds(Descent):
             note = f"{self.name}: {int(self.hit.sum())} of {self.attacked} fooled"
             self.progress(int((~self.live).sum()), len(self.live), note)
 
+    @abstractmethod
     def pull(self, rows: Tensor, images: Tensor) -> Tensor:
         """Return the gradient, by pixel, of what draws the images back to x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, rows: Tensor, images: Tensor, fools: Tensor) -> Tensor:
         """Remember the images that fool the model; return which rounds are won, (n,) bool."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tighten(self, rows: Tensor, images: Tensor, slope: Tensor) -> None:
         """Set a tighter limit for images that won their round; slope is the margin's, by pixel."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loosen(self, rows: Tensor) -> None:
         """Set a milder limit for images that lost their round, or finish them."""
-        raise NotImplementedError
 
 
 def run(

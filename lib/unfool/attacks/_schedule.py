@@ -27,7 +27,7 @@ def schedule_of(presets: dict[str, S], preset: str, **given: Any) -> S:
     return schedule
 
 
-def next_c(hit: Tensor, c: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bisect_c(hit: Tensor, c: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the next c of each image, the largest that failed and the smallest that did not.
 
     Ten times the last c until one succeeds, from then on the middle of the two. All (n,); `high` is

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from unfool.attacks._descent import ROUNDING, Descent
 from unfool.attacks._guard import check_inputs, check_number, frozen
 from unfool.attacks._pool import rightly_classified, step_while_any
-from unfool.attacks._schedule import next_c, schedule_of
+from unfool.attacks._schedule import bisect_c, schedule_of
 from unfool.progress import Progress
 
 VERSION = 2
@@ -183,7 +183,7 @@ class Search(Descent):
 
     def next_c(self, rows: Tensor) -> None:
         """End the descents of these images and set up their next ones, with Adam at rest."""
-        self.c[rows], self.low[rows], self.high[rows] = next_c(
+        self.c[rows], self.low[rows], self.high[rows] = bisect_c(
             self.hit[rows], self.c[rows], self.low[rows], self.high[rows]
         )
         self.w[rows] = self.restart(rows)

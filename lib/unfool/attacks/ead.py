@@ -16,7 +16,7 @@ from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._guard import check_choice, check_inputs, check_number, frozen
 from unfool.attacks._nearest import l1, per_image
 from unfool.attacks._pool import rightly_classified, step_while_any
-from unfool.attacks._schedule import next_c, schedule_of
+from unfool.attacks._schedule import bisect_c, schedule_of
 from unfool.attacks.carlini_wagner import CHECKS, GAIN, TELL_EVERY
 from unfool.progress import Progress
 
@@ -227,7 +227,7 @@ class Search:
 
     def next_c(self, rows: Tensor) -> None:
         """End the descents of these images and set up their next ones."""
-        self.c[rows], self.low[rows], self.high[rows] = next_c(
+        self.c[rows], self.low[rows], self.high[rows] = bisect_c(
             self.hit[rows], self.c[rows], self.low[rows], self.high[rows]
         )
         start = self.x[rows]

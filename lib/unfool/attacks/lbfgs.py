@@ -50,7 +50,7 @@ def lbfgs(
     y": -log(1 - p_y). c is searched for: ten times the last one until the minimiser fools the
     model (a tenth of it until it doesn't, where the first one does), from then on the middle, of
     the logarithms, between the largest that failed and the smallest that did not. Of all images
-    looked at the nearest that fools the model is returned.
+    looked at the nearest that fools the model is returned. Explained in notebook 03.
 
     The authors put the factor before the distance; it is that of Carlini and Wagner's attacks here,
     1 / c, and the distance squared, as they read it. They publish no settings: those here are ours.
