@@ -82,8 +82,8 @@ def carlini_wagner_l0(
     0.3 sqrt(changed) that matter little and stops at the first round that fails. "fast" freezes the
     least pixels that make up a tenth of all contributions, and where a round fails half as many
     from the same image, until one pixel is too many. Their code takes g of the whole objective and
-    in w, where a pixel near black or white seems not to matter; here it is the paper's. Explained in
-    notebook 04.
+    in w, where a pixel near black or white seems not to matter; here it is the paper's.
+    Explained in notebook 04.
 
     Where the attack fails the original comes back, and images that are misclassified already are
     not touched.
