@@ -58,6 +58,15 @@ BENCH_LOCK = HERE / "requirements-bench.txt"
 BENCH_BUILD = HERE / "benchmarks" / "build-constraints.txt"  # visdom needs an old setuptools
 BENCH_STAMP = BENCH_VENV / STAMP.name
 HEARTBEAT_SECONDS = 15.0
+KERNEL_ENV = {  # of every notebook's kernel
+    # Threads that wait asleep instead of spinning: where another program wants a core too, training
+    # is several times as fast; on an idle machine it makes no difference that we could measure.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc keeps freed memory instead of handing large blocks back and zeroing them anew at every
+    # layer. Other C libraries ignore these two names.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+}
 CACHE_HINT = "what has been downloaded is kept"
 
 
@@ -358,10 +367,10 @@ def install_package() -> None:
 
 def install_kernel() -> None:
     """Install the Jupyter kernel `python3` inside .venv."""
-    # Threads that wait asleep instead of spinning: where another program wants a core too, training
-    # is several times as fast; on an idle machine it makes no difference that we could measure.
     kernel = [str(PYTHON), "-m", "ipykernel", "install", "--sys-prefix", "--name", "python3"]
-    step([*kernel, "--env", "OMP_WAIT_POLICY", "PASSIVE"])
+    for name, value in KERNEL_ENV.items():
+        kernel += ["--env", name, value]
+    step(kernel)
 
 
 def steps() -> list[tuple[str, Callable[[], None]]]:
