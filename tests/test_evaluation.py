@@ -39,6 +39,7 @@ from unfool.evaluation import (
     predict,
     read_records,
     recovered,
+    reproduced,
     wilson,
 )
 
@@ -361,6 +362,45 @@ def test_margin_is_paired_and_over_the_best_rival() -> None:
         margin(Lookup(), whole, rivals, nobody)
     with pytest.raises(ValueError, match="at least one"):
         margin(Lookup(), whole, {}, adversarial)
+
+
+def seeds_of(*shares: float, n: int = 4000) -> list[Record]:
+    return [record(seed=k, recovered_accuracy=share, n_success=n) for k, share in enumerate(shares)]
+
+
+def test_reproduced_needs_the_interval_within_a_point() -> None:
+    verdict, mean, low, high = reproduced(seeds_of(0.98), 0.98)
+    assert (verdict, mean) == ("reproduced", 0.98)
+    assert (low, high) == pytest.approx(wilson(3920, 4000, 0.9))
+    assert reproduced(seeds_of(0.98), 0.95)[0] == "differs"
+    assert reproduced(seeds_of(0.98), 0.999)[0] == "differs"
+    assert reproduced(seeds_of(0.98), 0.988)[0] == "undecided"
+    assert reproduced(seeds_of(0.98, n=50), 0.98)[0] == "undecided"  # too few images
+    assert reproduced(seeds_of(0.95, 0.98, 0.995), 0.975)[0] == "undecided"  # seeds disagree
+    assert reproduced(seeds_of(0.979, 0.98, 0.981), 0.98)[0] == "reproduced"
+    assert reproduced(seeds_of(0.98), 0.95, margin=0.05)[0] == "reproduced"
+
+
+def test_reproduced_widens_with_the_seeds_spread() -> None:
+    _, _, low, high = reproduced(seeds_of(0.97, 0.98, 0.99), 0.98)
+    half = 2.91999 * 0.01 / 3**0.5  # Student's t, 2 degrees of freedom, one-sided 5 %
+    one_low, one_high = wilson(3920, 4000, 0.9)
+    assert low == pytest.approx(0.98 - ((0.98 - one_low) ** 2 + half**2) ** 0.5, abs=1e-6)
+    assert high == pytest.approx(
+        min(1.0, 0.98 + ((one_high - 0.98) ** 2 + half**2) ** 0.5), abs=1e-6
+    )
+
+
+def test_reproduced_refuses_what_cannot_be_averaged() -> None:
+    one, two = seeds_of(0.98, 0.97)
+    with pytest.raises(ValueError, match="0 records"):
+        reproduced([], 0.98)
+    with pytest.raises(ValueError, match="2 kinds"):
+        reproduced([one, replace(two, attack="jsma")], 0.98)
+    with pytest.raises(ValueError, match="1 of them without a success"):
+        reproduced([one, replace(two, recovered_accuracy=None)], 0.98)
+    with pytest.raises(ValueError, match=r"seeds \[0, 0\]"):
+        reproduced([one, one], 0.98)
 
 
 def test_drift_is_the_mean_distance_of_fooled_images_from_the_clean() -> None:

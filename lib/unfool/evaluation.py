@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -376,6 +377,51 @@ def _recovers(classifier: nn.Module, purifier: nn.Module, adversarial: Adversari
         return fooled[:0]
     read = predict(nn.Sequential(purifier, classifier), adversarial.x_adv[fooled])
     return read == adversarial.y[fooled].cpu()
+
+
+def reproduced(
+    records: Sequence[Record], printed: float, margin: float = 0.01
+) -> tuple[str, float, float, float]:
+    """Judge whether recovered accuracy, averaged over seeds, equals a printed one within `margin`.
+
+    Two one-sided tests at 5 % each (Schuirmann 1987), which is to say: the 90 % interval must lie
+    inside printed ± margin. Its width joins two sources of chance, the images (Wilson's interval
+    for those of one seed, since all seeds see about the same ones) and the seeds (Student's).
+
+    Args:
+        records: one per seed, otherwise alike.
+        printed: the share in [0, 1] that was published.
+        margin: what counts as equal, a share.
+
+    Returns:
+        "reproduced" if the interval lies inside, "differs" if it lies outside, "undecided" if it
+        has a foot in both; the mean; the interval's ends.
+
+    Raises:
+        ValueError: no record, or one without a success; or they differ in more than the seed.
+    """
+    from scipy.stats import t
+
+    shares = [r.recovered_accuracy for r in records if r.recovered_accuracy is not None]
+    kinds = {(r.dataset, r.classifier, r.profile, r.attack, r.defense) for r in records}
+    if not records or len(shares) < len(records) or len(kinds) > 1:
+        raise ValueError(
+            f"{len(records)} records of {len(kinds)} kinds, {len(records) - len(shares)} of them "
+            "without a success: give one per seed, of one attack on one defence"
+        )
+    if len({r.seed for r in records}) < len(records):
+        raise ValueError(f"seeds {[r.seed for r in records]}: give one record per seed")
+    mean, n = statistics.fmean(shares), min(r.n_success for r in records)
+    low, high = wilson(round(mean * n), n, confidence=0.9)
+    seeds = 0.0
+    if len(shares) > 1:
+        spread = statistics.stdev(shares) / math.sqrt(len(shares))
+        seeds = float(t.ppf(0.95, len(shares) - 1)) * spread
+    low = max(0.0, mean - math.hypot(mean - low, seeds))
+    high = min(1.0, mean + math.hypot(high - mean, seeds))
+    outside = high < printed - margin or low > printed + margin
+    inside = printed - margin <= low and high <= printed + margin
+    return "reproduced" if inside else "differs" if outside else "undecided", mean, low, high
 
 
 def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
