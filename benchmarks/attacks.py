@@ -10,10 +10,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from benchmarks import measure, scoring
 from benchmarks.measure import CLASSIFIERS, WAYS, Bench, device_name, open_bench
@@ -190,15 +191,26 @@ def all_rows(
     bench: Bench, options: argparse.Namespace, peers: Sequence[str], known: dict[str, Row],
     rows: Sequence[Row],
 ) -> list[Row]:  # fmt: skip
-    """Return the rows and those that earlier calls with these settings made of other attacks.
+    """Return the rows, and those that earlier calls made of other attacks and peers.
 
-    So that a table is whole whichever part of it was measured last.
+    So that a table is whole whichever part of it was measured last. Of rows that differ in nothing
+    but pairs and images, this call's comes first, then the one of most pairs, then most images.
     """
-    measured = known | {row.key: row for row in rows}
+    mine = {row.key for row in rows}
+    order = sorted(
+        [*known.values(), *rows],
+        key=lambda row: (row.key in mine, row.settings["repeat"], row.n),
+    )
+    best = {alike(row.settings): row for row in order}
     everything = argparse.Namespace(**{**vars(options), "attacks": ATTACK_NAMES})
     others = [peer for peer in PEERS if peer in peers or installed(peer)]
-    keys = (key_of(bench.settings(*job)) for job in plan(everything, others))
-    return [measured[key] for key in keys if key in measured]
+    wanted = [alike(bench.settings(*job)) for job in plan(everything, others)]
+    return [best[key] for key in wanted if key in best]
+
+
+def alike(settings: Mapping[str, Any]) -> str:
+    """Return what two rows share that differ at most in their number of pairs and of images."""
+    return key_of({k: v for k, v in settings.items() if k not in ("repeat", "n")})
 
 
 def warn_if_busy() -> None:
@@ -235,22 +247,34 @@ def write(bench: Bench, rows: Sequence[Row], options: argparse.Namespace) -> Non
 
 def as_page(rows: Sequence[Row], machine: str, known: dict[str, Comparison]) -> str:
     """Return the Markdown page: a heading with the circumstances, a table for each attack."""
-    first = rows[0].settings
+    first, pairs = rows[0].settings, span(row.settings["repeat"] for row in rows)
     libraries = {row.peer: row.settings["peer_version"] for row in rows}
     lines = [
         f"# Attacks on {first['classifier']}, {first['dataset']}",
         "",
         f"{machine}, threads: {first['threads']}, torch {first['torch']}; "
         + ", ".join(f"{name} {version}" for name, version in libraries.items())
-        + f". Seed 0; pairs of timings, ours and the peer's in turn: {first['repeat']}; of their "
-        "ratios the median [smallest, largest]. What the columns mean: `benchmarks/README.md`.",
+        + f". Seed 0. Ours and the peer's timed in turn, {pairs} pairs; of their ratios the median "
+        "[smallest, largest]. What the columns mean: `benchmarks/README.md`.",
     ]
     for attack in dict.fromkeys(row.attack for row in rows):
         part = [row for row in rows if row.attack == attack]
         head = f"## {attack}: {known[attack].title}"
-        lines += ["", head, "", f"n = {part[0].n}. {known[attack].note}".strip(), ""]
+        lines += [
+            "",
+            head,
+            "",
+            f"n = {span(row.n for row in part)}. {known[attack].note}".strip(),
+            "",
+        ]
         lines.append(scoring.table(part))
     return "\n".join(lines) + "\n"
+
+
+def span(numbers: Iterable[int]) -> str:
+    """Return "5", or "3 to 5"."""
+    found = sorted(set(numbers))
+    return " to ".join(f"{n}" for n in dict.fromkeys([found[0], found[-1]]))
 
 
 if __name__ == "__main__":

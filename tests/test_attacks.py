@@ -80,7 +80,7 @@ def test_fgsm_by_hand() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 5), channels=st.sampled_from([1, 3]), size=st.integers(1, 9),
-    eps=st.floats(0, 1.5), seed=st.integers(0, 99), black_and_white=st.booleans(),
+    eps=st.floats(0, 1), seed=st.integers(0, 99), black_and_white=st.booleans(),
 )  # fmt: skip
 def test_results_lie_in_the_ball_and_in_the_unit_range(
     n: int, channels: int, size: int, eps: float, seed: int, black_and_white: bool
@@ -394,6 +394,14 @@ def test_eps_must_be_a_distance(eps: float) -> None:
     for name in SIGN_FAMILY:
         with pytest.raises(ValueError, match=f"eps must be >= 0, not {eps}"):
             ATTACKS[name](network(), x, y, eps=eps)
+
+
+def test_eps_on_the_scale_of_255_is_recognised() -> None:
+    x, y = batch()
+    for name in SIGN_FAMILY:
+        with pytest.raises(ValueError, match=r"for 8 of 255 levels give 8/255 = 0\.0314"):
+            ATTACKS[name](network(), x, y, eps=8)
+    assert ATTACKS["pgd"](network(), x, y, eps=8, norm="l2").shape == x.shape  # a length in pixels
 
 
 def test_an_attack_that_needs_a_target_says_how_to_get_one() -> None:

@@ -470,7 +470,12 @@ def test_tables_are_whole_whichever_part_was_measured_last(
     text = page.read_text("utf-8")
     assert text.index("## fgsm") < text.index("| art") < text.index("## deepfool")
     counted_run(monkeypatch, tmp_path, "--peers", "foolbox", "--images", "7")
-    assert "## deepfool" not in page.read_text("utf-8")  # other settings, another table
+    text = page.read_text("utf-8")
+    assert "## deepfool" in text
+    sizes = [row["n"] for row in json.loads(page.with_suffix(".json").read_text("utf-8"))]
+    assert 7 in sizes  # this call's rows come before those of more images
+    assert len(set(sizes)) > 1
+    assert f"n = {min(sizes)} to {max(sizes)}." in text
 
 
 def test_weights_have_a_checksum() -> None:

@@ -14,12 +14,13 @@ from torch.optim import Adam, Optimizer
 
 from unfool.artifacts import load_tensors
 from unfool.defenses.pix2pix import (
+    GUIDES,
     PatchGAN,
     Settings,
     UNet,
-    agrees_with_clean,
     discriminator_loss,
     generator_loss,
+    guided_by,
     shapes,
     train,
     train_step,
@@ -262,20 +263,90 @@ def test_a_step_tells_its_losses() -> None:
 # --- the guide ------------------------------------------------------------------------------------
 
 
-def test_the_guide_is_the_cross_entropy_to_the_clean_images_class(tiny: Make) -> None:
+def test_guides_are_what_they_are_called(tiny: Make) -> None:
     net, clean, made = tiny(0).eval(), images(8), images(8, seed=1)
-    label = net(clean).argmax(1)
-    expected = nn.functional.cross_entropy(net(made), label)
-    assert float(agrees_with_clean(net)(made, clean).detach()) == pytest.approx(
-        float(expected.detach())
-    )
+    truth = torch.arange(8) % 3
+    with torch.no_grad():
+        wanted, got = net(clean), net(made)
+    ours = {kind: guided_by(net, kind)(made, clean, truth).item() for kind in GUIDES}
+    log = got.log_softmax(1)
+    divergence = (wanted.softmax(1) * (wanted.log_softmax(1) - log)).sum(1).mean()
+    assert ours == {
+        "clean": pytest.approx(-log[range(8), wanted.argmax(1)].mean().item(), rel=1e-5),
+        "label": pytest.approx(-log[range(8), truth].mean().item(), rel=1e-5),
+        "kl": pytest.approx(divergence.item(), rel=1e-4),
+        "logits": pytest.approx((got - wanted).abs().mean().item(), rel=1e-5),
+    }
+    assert len(set(ours.values())) == len(GUIDES)
+
+
+@pytest.mark.parametrize("kind", GUIDES)
+def test_every_guide_pulls_the_output_towards_the_clean_images_class(tiny: Make, kind: str) -> None:
+    net, clean = tiny(0).eval(), images(8)
+    with torch.no_grad():
+        truth = net(clean).argmax(1)
+    made = images(8, seed=1).requires_grad_(True)
+    guide = guided_by(net, kind)
+    before = guide(made, clean, truth)
+    (slope,) = torch.autograd.grad(before, made)
+    assert guide(made - 1e-2 * slope / slope.norm(), clean, truth) < before
+
+
+def test_the_true_class_is_asked_for_where_it_is_needed(tiny: Make) -> None:
+    x, y = pairs(8)
+    settings = Settings(**{**vars(SMALL), "mu": 1.0, "guide": "label"})
+    guide, truth = guided_by(tiny(0).eval(), "label"), torch.arange(8) % 3
+    with pytest.raises(ValueError, match="needs the true classes"):
+        train(x, y, settings, guide=guide)
+    one, _ = train(x, y, settings, guide=guide, labels=truth)
+    other, _ = train(x, y, settings, guide=guide, labels=(truth + 1) % 3)
+    assert not equal(state(one), state(other))
+
+
+def test_clean_pairs_keep_their_own_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def fit(
+        step: object, modules: object, optimizers: object, data: list[Tensor], **_: object
+    ) -> list[object]:
+        seen.extend(data)
+        return []
+
+    monkeypatch.setattr("unfool.defenses.pix2pix.fit", fit)
+    clean = images(4)[[0, 1, 2, 3, 0, 1]]  # two images come twice
+    truth = torch.tensor([5, 6, 7, 8, 5, 6])
+    train(images(6, seed=1), clean, Settings(**{**vars(SMALL), "identity": True}), labels=truth)
+    _, targets, labels = seen
+    assert len(labels) == len(targets) == 10
+    of = {image.sum().item(): int(label) for image, label in zip(clean, truth, strict=True)}
+    assert [of[image.sum().item()] for image in targets] == labels.tolist()
+
+
+def test_settings_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="mu must be >= 0, not -1"):
+        Settings(mu=-1.0)
+    with pytest.raises(ValueError, match="lam must be >= 0"):
+        Settings(lam=-100.0)
+    with pytest.raises(ValueError, match="guide must be one of clean, label, kl, logits"):
+        Settings(mu=1.0, guide="truth")
+
+
+def test_a_guide_without_weight_has_no_name() -> None:
+    assert Settings().named() == Settings(guide="kl").named()
+    assert Settings(mu=1.0, guide="kl").named()["guide"] == "kl"
+
+
+@pytest.mark.parametrize(("built", "given"), [(1, 3), (3, 1)])
+def test_images_of_other_channels_are_refused(built: int, given: int) -> None:
+    with pytest.raises(ValueError, match=rf"\(N, {built}, H, W\), not \(6, {given}, 32, 32\)"):
+        unet(built)(images(channels=given))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_guides_classifier_is_frozen(tiny: Make, training: bool) -> None:
     classifier, (x, y) = tiny(0).train(training), pairs(8)
     before = state(classifier)
-    train(x, y, Settings(**{**vars(SMALL), "mu": 1.0}), guide=agrees_with_clean(classifier))
+    train(x, y, Settings(**{**vars(SMALL), "mu": 1.0}), guide=guided_by(classifier))
     assert equal(state(classifier), before)
     assert classifier.training == training
     assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
@@ -284,7 +355,7 @@ def test_the_guides_classifier_is_frozen(tiny: Make, training: bool) -> None:
 def test_the_guide_changes_what_is_learned(tiny: Make) -> None:
     x, y = pairs(8)
     settings = Settings(**{**vars(SMALL), "mu": 10.0})
-    net, history = train(x, y, settings, guide=agrees_with_clean(tiny(0).eval()))
+    net, history = train(x, y, settings, guide=guided_by(tiny(0).eval()))
     plain, _ = train(x, y, SMALL)
     assert "guide" in history[0]
     assert not equal(state(net), state(plain))

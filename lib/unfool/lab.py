@@ -385,7 +385,7 @@ class Lab:
             "attacks": [asdict(attack) for attack in seen],
             "images": {a.name: self.profile.images(a.name, "train") for a in seen},
             "kept": "every epoch",
-            "settings": asdict(settings),
+            "settings": settings.named(),
             "seed": self.seed,
             "version": [
                 pix2pix.VERSION, training.VERSION, self.device.type,
@@ -396,14 +396,15 @@ class Lab:
             generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
-            x, y = self.pairs(seen, classifier=classifier)
+            x, y, labels = self._labelled_pairs(seen, classifier)
 
             def keep(done: int, generator: nn.Module) -> None:
                 save_tensors(checkpoint.with_name(_epoch_file(done)), generator.state_dict(), {})
 
             return pix2pix.train(
                 x, y, settings, seed=self.seed, device=self.device,
-                guide=pix2pix.agrees_with_clean(net) if settings.mu else None,
+                guide=pix2pix.guided_by(net, settings.guide) if settings.mu else None,
+                labels=labels if settings.mu and settings.guide == "label" else None,
                 checkpoint=checkpoint, after_epoch=keep, progress=progress,
             )  # fmt: skip
 
@@ -413,7 +414,7 @@ class Lab:
         generator.to(self.device).eval()
         self._known[generator] = known | {
             "name": "pix2pix",
-            "settings": asdict(settings) | ({"after": after} if after < settings.epochs else {}),
+            "settings": settings.named() | ({"after": after} if after < settings.epochs else {}),
             "attacks": [attack.name for attack in seen],
         }
         return generator
@@ -490,7 +491,13 @@ class Lab:
 
         The sign family gives a pair for every image; of other attacks, those that succeeded.
         """
-        xs, ys = [], []
+        x, y, _ = self._labelled_pairs(seen, classifier)
+        return x, y
+
+    def _labelled_pairs(
+        self, seen: Sequence[AttackSettings], classifier: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = []
         for attack in seen:
             made = self.adversarial_set(attack, classifier=classifier, split="train")
             keep = (
@@ -498,9 +505,9 @@ class Lab:
                 if attack.name in attacks.SIGN_FAMILY
                 else made.success
             )
-            xs.append(made.x_adv[keep])
-            ys.append(made.x[keep])
-        return torch.cat(xs), torch.cat(ys)
+            parts.append((made.x_adv[keep], made.x[keep], made.y[keep]))
+        x, y, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        return x, y, labels
 
     def _from_store(
         self, kind: str, config: Mapping[str, Any], module: nn.Module,

@@ -57,7 +57,7 @@ def fgsm(
         TypeError, ValueError: an input is not as above; the message has the value and the remedy.
     """
     check_inputs(x, y, target)
-    check_number("eps", eps, 0)
+    check_eps(eps)
     aim, uphill = (y, 1) if target is None else (target, -1)
 
     def attack(rows: slice) -> Tensor:
@@ -212,7 +212,7 @@ def pgd(
         As `fgsm`.
     """
     check_inputs(x, y, target)
-    step = check_eps_and_steps(eps, step, steps)
+    step = check_eps_and_steps(eps, step, steps, norm)
     check_choice("norm", norm, NORMS)
     aim, uphill = (y, 1) if target is None else (target, -1)
     start = random_point(x, eps, norm, generator) if random_start else x
@@ -317,17 +317,27 @@ def least_likely_class(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return model(x).scatter(1, y[:, None], float("inf")).argmin(dim=1)
 
 
+def check_eps(eps: float, norm: str = "linf") -> None:
+    """Refuse what is no distance, and a pixel's change on the scale of 0 to 255."""
+    check_number("eps", eps, 0)
+    if norm == "linf" and eps > 1:
+        raise ValueError(
+            f"eps={eps} is more than the whole range of a pixel, which is [0, 1] here: for {eps:g} "
+            f"of 255 levels give {eps:g}/255 = {eps / 255:.4f}"
+        )
+
+
 def check_eps_and_alpha(eps: float, alpha: float | None) -> float:
     """Return alpha, by default half of eps; refuse what is no part of it."""
-    check_number("eps", eps, 0)
+    check_eps(eps)
     alpha = eps / 2 if alpha is None else alpha
     check_number("alpha", alpha, 0, eps)
     return alpha
 
 
-def check_eps_and_steps(eps: float, step: float | None, steps: int) -> float:
+def check_eps_and_steps(eps: float, step: float | None, steps: int, norm: str = "linf") -> float:
     """Return the step's size, by default 2.5 eps / steps; refuse numbers that make no attack."""
-    check_number("eps", eps, 0)
+    check_eps(eps, norm)
     check_number("steps", steps, 1, whole=True)
     step = 2.5 * eps / steps if step is None else step
     check_number("step", step, 0)

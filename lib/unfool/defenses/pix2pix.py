@@ -13,22 +13,23 @@ blocks that 32x32 images do not have). Explained in notebook 07.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, pad
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import frozen
+from unfool.attacks._guard import check_choice, check_number, frozen
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 
 VERSION = 3
 DOWNS = 5  # 32 -> 16 -> 8 -> 4 -> 2 -> 1
-Guide = Callable[[Tensor, Tensor], Tensor]
-"""L_f: (purified, clean), both (N, C, H, W) in [0, 1] -> scalar."""
+Guide = Callable[..., Tensor]
+"""L_f: (purified, clean), both (N, C, H, W) in [0, 1], and (N,) true classes if given -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
             or 3. pix2pix has 3, whose patch is larger than a 32x32 image; 1 is a real patch here.
         lam: lambda, the weight of L1 on the [-1, 1] scale.
         mu: weight of the classifier-guided loss; 0 leaves it out.
+        guide: which L_f, a key of `GUIDES`; without meaning while mu is 0.
         adversarial: False trains on L1 (and L_f) alone, without a discriminator.
         skips: False cuts the U-Net's skip connections.
         identity: True adds each clean image once as a pair of its own, (y, y); the paper is silent.
@@ -55,12 +57,22 @@ class Settings:
     patch_layers: int = 1
     lam: float = 100.0
     mu: float = 0.0
+    guide: str = "clean"
     adversarial: bool = True
     skips: bool = True
     identity: bool = False
     epochs: int = 20
     batch_size: int = 32
     rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "mu"):
+            check_number(name, getattr(self, name), 0)
+        check_choice("guide", self.guide, tuple(GUIDES))
+
+    def named(self) -> dict[str, Any]:
+        """Return the settings that matter, by name: without a weight no guide is asked."""
+        return {k: v for k, v in asdict(self).items() if self.mu or k != "guide"}
 
 
 class UNet(nn.Module):
@@ -73,7 +85,7 @@ class UNet(nn.Module):
     def __init__(self, channels: int, width: int = 64, skips: bool = True) -> None:
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(DOWNS)]  # 64, 128, 256, 512, 512
-        self.skips = skips
+        self.channels, self.skips = channels, skips
         self.downs = nn.ModuleList(
             _down(a, b, first=i == 0, norm=0 < i < DOWNS - 1)
             for i, (a, b) in enumerate(zip([channels, *widths], widths, strict=False))
@@ -88,6 +100,11 @@ class UNet(nn.Module):
         self.apply(_start)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"this generator takes images (N, {self.channels}, H, W), not "
+                f"{tuple(images.shape)}: build one for their channels"
+            )
         x, crop = _padded(images)
         x = 2 * x - 1
         seen: list[Tensor] = []
@@ -169,6 +186,7 @@ def generator_loss(
     lam: float = 100.0,
     mu: float = 0.0,
     guide: Guide | None = None,
+    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Equations 9 and 11: the weighted terms "gan", "l1", "guide" of what G minimises.
 
@@ -181,7 +199,8 @@ def generator_loss(
     if mu:
         if guide is None:
             raise ValueError(f"mu={mu} needs a guide: the loss L_f that a classifier gives")
-        terms["guide"] = mu * guide(purified, clean)
+        known = () if labels is None else (labels,)
+        terms["guide"] = mu * guide(purified, clean, *known)
     return terms
 
 
@@ -195,6 +214,7 @@ def train_step(
     lam: float = 100.0,
     mu: float = 0.0,
     guide: Guide | None = None,
+    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """One update of D, then one of G, on a batch of pairs; return the losses."""
     losses: dict[str, Tensor] = {}
@@ -204,25 +224,53 @@ def train_step(
         _update(optimizers["discriminator"], loss)
         losses["d"] = loss.detach()
         discriminator.requires_grad_(False)  # G's step needs no gradient of D's weights
-    terms = generator_loss(discriminator, adversarial, clean, purified, lam=lam, mu=mu, guide=guide)
+    terms = generator_loss(
+        discriminator, adversarial, clean, purified, lam=lam, mu=mu, guide=guide, labels=labels
+    )
     _update(optimizers["generator"], torch.stack(list(terms.values())).sum())
     if discriminator is not None:
         discriminator.requires_grad_(True)
     return losses | {name: term.detach() for name, term in terms.items()}
 
 
-def agrees_with_clean(classifier: nn.Module) -> Guide:
-    """L_f of equation 10 as read here: cross-entropy of f(G(x)) to the class that f gives y.
+def _to_label(made: Tensor, clean: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("the guide 'label' needs the true classes: give labels, (N,) int64")
+    return cross_entropy(made, labels)
 
-    `classifier` is frozen and in eval mode while it is asked, and comes back as it was: only G
+
+def _to_distribution(made: Tensor, clean: Tensor, labels: Tensor | None) -> Tensor:
+    return kl_div(made.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
+
+
+GUIDES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "clean": lambda made, clean, labels: cross_entropy(made, clean.argmax(dim=1)),
+    "label": _to_label,
+    "kl": _to_distribution,
+    "logits": lambda made, clean, labels: (made - clean).abs().mean(),
+}
+"""Readings of L_f (equation 10), from the logits of purified and clean images, and true classes.
+
+"clean": cross-entropy to the class that the classifier gives the clean image, the paper's own
+words. "label": cross-entropy to the true class. "kl": divergence from the clean image's
+probabilities. "logits": mean difference of logits, the loss of Liao et al. 2018 (HGD), who guided a
+denoiser by the classifier before the paper did.
+"""
+
+
+def guided_by(classifier: nn.Module, kind: str = "clean") -> Guide:
+    """Return L_f as `classifier` gives it; see `GUIDES`.
+
+    The classifier is frozen and in eval mode while it is asked, and comes back as it was: only G
     learns.
     """
+    check_choice("guide", kind, tuple(GUIDES))
 
-    def guide(purified: Tensor, clean: Tensor) -> Tensor:
+    def guide(purified: Tensor, clean: Tensor, labels: Tensor | None = None) -> Tensor:
         with frozen(classifier):
             with torch.no_grad():
-                label = classifier(clean).argmax(dim=1)
-            return cross_entropy(classifier(purified), label)
+                wanted = classifier(clean)
+            return GUIDES[kind](classifier(purified), wanted, labels)
 
     return guide
 
@@ -235,6 +283,7 @@ def train(
     seed: int = 0,
     device: torch.device | str = "cpu",
     guide: Guide | None = None,
+    labels: Tensor | None = None,
     checkpoint: Path | None = None,
     after_epoch: Callable[[int, UNet], None] | None = None,
     progress: Progress | None = None,
@@ -246,7 +295,8 @@ def train(
         settings: see `Settings`.
         seed: of initial weights and shuffling.
         device: where to train.
-        guide: L_f, needed when `settings.mu` > 0; see `agrees_with_clean`.
+        guide: L_f, needed when `settings.mu` > 0; see `guided_by`.
+        labels: true classes (N,), int64; only the guide "label" asks for them.
         checkpoint: file for resuming.
         after_epoch: called with the epochs done and the generator in eval mode.
         progress: called after every step.
@@ -261,8 +311,11 @@ def train(
             + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
         )
     if settings.identity:
-        once = clean.unique(dim=0)
+        once, which = clean.unique(dim=0, return_inverse=True)
         adversarial, clean = torch.cat([adversarial, once]), torch.cat([clean, once])
+        if labels is not None:
+            theirs = labels.new_empty(len(once)).scatter_(0, which, labels)
+            labels = torch.cat([labels, theirs])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         generator = UNet(clean.shape[1], settings.width, settings.skips).to(device)
@@ -279,17 +332,17 @@ def train(
         for name, module in modules.items()
     }
 
-    def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def step(x: Tensor, y: Tensor, *known: Tensor) -> dict[str, Tensor]:
         return train_step(
             generator, discriminator, optimizers, x, y,
-            lam=settings.lam, mu=settings.mu, guide=guide,
+            lam=settings.lam, mu=settings.mu, guide=guide, labels=known[0] if known else None,
         )  # fmt: skip
 
     history = fit(
         step,
         modules,
         optimizers,
-        [adversarial, clean],
+        [adversarial, clean] if labels is None else [adversarial, clean, labels],
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,
