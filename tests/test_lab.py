@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from unfool import classifiers
 from unfool import lab as lab_room
 from unfool.artifacts import Store, load_tensors, save_tensors
-from unfool.attacks import AttackSettings, paper_attacks
+from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
 from unfool.defenses import pix2pix
 from unfool.evaluation import AdversarialSet, Record, predict, read_records
 from unfool.figures import bars
@@ -177,6 +178,40 @@ def test_the_adversarial_set_is_what_it_says(cold: Built) -> None:
     assert torch.equal(one.attacked, predict(cold.net, one.x) == one.y)
     assert torch.equal(one.success, one.attacked & (predict(cold.net, one.x_adv) != one.y))
     assert (one.classifier, one.dataset, one.split) == ("anet", "mnist5k", "test")
+
+
+def test_an_attack_that_was_killed_takes_up_where_it_was(
+    cold: Built, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = AttackSettings("bim", {"target": "random", "steps": 3})
+    monkeypatch.setattr(lab_room.attacks, "SIGN_FAMILY", ())  # as an attack that takes its time
+    monkeypatch.setattr(lab_room, "BLOCK", 7)
+    whole = Lab("smoke", store=cold.lab.store).adversarial_set(wanted)
+    asked: list[int] = []
+
+    def bim(net: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+        if sum(asked) == 14 and not resumed:
+            raise KeyboardInterrupt
+        asked.append(len(x))
+        return real(net, x, y, **settings)
+
+    real, resumed = ATTACKS["bim"], False
+    monkeypatch.setitem(ATTACKS, "bim", bim)
+    copy = Store(tmp_path / "store")
+    with pytest.raises(KeyboardInterrupt):
+        Lab("smoke", store=copy).adversarial_set(wanted)
+    assert asked == [7, 7]
+    resumed = True
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        lab_room, "shown", lambda _: nullcontext(lambda a, b, _: told.append((a, b)))
+    )
+    taken_up = Lab("smoke", store=copy).adversarial_set(wanted)
+    assert asked == [7, 7, 2]
+    assert told[-1] == (16, 16)
+    assert torch.equal(taken_up.x_adv, whole.x_adv)
+    assert torch.equal(taken_up.success, whole.success)
+    assert not list(copy.root.rglob("checkpoint*.safetensors"))
 
 
 def test_progress_goes_to_the_file_asked_for(cold: Built) -> None:

@@ -37,10 +37,10 @@ from unfool.evaluation import (
 )
 from unfool.figures import Figure
 from unfool.profiles import Profile, profile_of
-from unfool.progress import shown
+from unfool.progress import Progress, shown
 
 WEIGHTS = REPO / "results" / "weights"
-TRAIN_BATCH = 64
+BLOCK = 512  # images that an attack may lose if it is killed
 
 
 class Lab:
@@ -172,7 +172,7 @@ class Lab:
 
         def build(folder: Path) -> None:
             with shown(f"{wanted.name} on {classifier}, {split}") as progress:
-                made = self._attack(net, wanted, part, progress)
+                made = self._attack(net, wanted, part, folder, progress)
             save_tensors(folder / "set.safetensors", made, {})
 
         size = part.images.numel() * 4 * 2
@@ -549,18 +549,32 @@ class Lab:
         return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
 
     def _attack(
-        self, net: nn.Module, wanted: AttackSettings, part: Split, progress: Any
+        self, net: nn.Module, wanted: AttackSettings, part: Split, folder: Path, progress: Any
     ) -> dict[str, Tensor]:
+        """Attack a split in blocks, each saved in `folder`: a run that was killed takes up there.
+
+        The sign family is quick and draws its starts image after image: it runs in one go.
+        """
         x, y = part.images, part.labels
         generator = torch.Generator().manual_seed(self.seed)
         settings, made = dict(wanted.settings), {}
         if settings.get("target") == "random":
             made["target"] = random_targets(y, len(self.data.classes), generator)
-            settings["target"] = made["target"].to(self.device)
-        x_adv = ATTACKS[wanted.name](
-            net, x.to(self.device), y.to(self.device),
-            generator=generator, progress=progress, **settings,
-        ).cpu()  # fmt: skip
+        block = len(x) if wanted.name in attacks.SIGN_FAMILY else BLOCK
+        done: list[Tensor] = []
+        for start in range(0, len(x), block):
+            rows = slice(start, start + block)
+            file = folder / f"checkpoint-{start}.safetensors"
+            if made:
+                settings["target"] = made["target"][rows].to(self.device)
+            if not file.exists():
+                x_adv = ATTACKS[wanted.name](
+                    net, x[rows].to(self.device), y[rows].to(self.device), generator=generator,
+                    progress=_from(start, len(x), progress), **settings,
+                )  # fmt: skip
+                save_tensors(file, {"x_adv": x_adv.cpu()}, {})
+            done.append(load_tensors(file)[0]["x_adv"])
+        x_adv = torch.cat(done)
         attacked, read = predict(net, x) == y, predict(net, x_adv)
         hit = read == made["target"] if made else read != y
         return made | {"x_adv": x_adv, "attacked": attacked, "success": attacked & hit}
@@ -603,6 +617,11 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     path = WEIGHTS / f"{classifier}-{lab.data.name}.safetensors"
     save_tensors(path, small, made)
     return path
+
+
+def _from(start: int, total: int, progress: Progress) -> Progress:
+    """Return what an attack calls on images `start` onwards, to tell of all images."""
+    return lambda done, _, note: progress(start + done, total, note)
 
 
 def _epoch_file(done: int) -> str:
