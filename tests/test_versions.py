@@ -73,6 +73,7 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
+    "defenses.finetuned": ("VERSION", ["defenses/finetuned.py"]),
     "defenses.wgan_gp": ("VERSION", ["defenses/wgan_gp.py"]),
     "datasets.digits": ("MNIST_M_VERSION", ["datasets/digits.py", "datasets/base.py"]),
     "datasets.full": ("CIFAR10_VERSION", ["datasets/full.py", "datasets/base.py"]),

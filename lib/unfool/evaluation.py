@@ -305,12 +305,24 @@ class Record:
     id: str = ""
 
 
+def defended(classifier: nn.Module, defense: nn.Module | None) -> nn.Module:
+    """Return the model that answers: images (N, C, H, W) in [0, 1] -> logits.
+
+    A purifier stands before the classifier; a defence that `replaces_classifier` in its place.
+    """
+    if defense is None:
+        return classifier
+    if getattr(defense, "replaces_classifier", False):
+        return defense
+    return nn.Sequential(defense, classifier)
+
+
 def measure(
     classifier: nn.Module, purifier: nn.Module | None, adversarial: AdversarialSet
 ) -> dict[str, Any]:
-    """Return the measured fields of a `Record` for a purifier (None: undefended)."""
-    defended = classifier if purifier is None else nn.Sequential(purifier, classifier)
-    right = right_answers(classifier, defended, adversarial)
+    """Return the measured fields of a `Record` for a defence (None: undefended)."""
+    whole_model = defended(classifier, purifier)
+    right = right_answers(classifier, whole_model, adversarial)
     n, success = len(adversarial), adversarial.success.cpu()
     n_success = int(success.sum())
     recovered = int((right["attacked"] & success).sum())
@@ -327,7 +339,7 @@ def measure(
         "recovered_accuracy": recovered / n_success if n_success else None,
         "end_to_end_accuracy": whole / n,
         "defended_clean_accuracy": clean / n,
-        "targeted_outcome": _outcome(defended, adversarial),
+        "targeted_outcome": _outcome(whole_model, adversarial),
         "rejected": 0,
     }
     for name, k, of in [
@@ -375,7 +387,7 @@ def _recovers(classifier: nn.Module, purifier: nn.Module, adversarial: Adversari
     fooled = adversarial.success.cpu()
     if not fooled.any():
         return fooled[:0]
-    read = predict(nn.Sequential(purifier, classifier), adversarial.x_adv[fooled])
+    read = predict(defended(classifier, purifier), adversarial.x_adv[fooled])
     return read == adversarial.y[fooled].cpu()
 
 

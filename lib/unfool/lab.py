@@ -7,6 +7,7 @@ rooms below it and does no numerics of its own.
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
@@ -25,7 +26,7 @@ from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
-from unfool.defenses import DEFENSES, WASHERS, denoiser, pix2pix, wgan_gp
+from unfool.defenses import DEFENSES, WASHERS, denoiser, finetuned, pix2pix, wgan_gp
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -196,14 +197,15 @@ class Lab:
 
         Args:
             name: a key of `unfool.defenses.DEFENSES`.
-            classifier: the classifier that it is to protect; only "pix2pix" depends on it.
-            attacks: those whose images "pix2pix" is trained on; by default
+            classifier: the classifier that it is to protect; "pix2pix" and "finetuned" depend on
+                it.
+            attacks: those whose images these two are trained on; by default
                 `paper_attacks(dataset)`. The others see no attack.
             after: return "pix2pix" as it was after so many epochs, not at its end; costs nothing
                 once it is trained.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
-                overrides the profile's training, e.g. `epochs=2` (see `pix2pix.Settings` and
-                `denoiser.Settings`).
+                overrides the profile's training, e.g. `epochs=2` (see `pix2pix.Settings`,
+                `denoiser.Settings` and `finetuned.Settings`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -214,6 +216,8 @@ class Lab:
         if name == "denoiser":
             return self._denoiser(settings)
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
+        if name == "finetuned":
+            return self._finetuned(classifier, seen, settings)
         wanted = replace(self.profile.purifier, **settings)
         return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
 
@@ -419,6 +423,46 @@ class Lab:
         }
         return generator
 
+    def _finetuned(
+        self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
+    ) -> nn.Module:
+        """Train on the purifier's pairs, on as many images as it sees."""
+        usual = {"epochs": max(1, self.profile.purifier.epochs // 2)}
+        settings = finetuned.Settings(**{**usual, **override})
+        net = self.classifier(classifier)
+        recipe = training.recipe_for(classifier.split("-")[0])
+        config = {
+            "name": f"finetuned-{classifier}-{self.data.name}",
+            "classifier": self._known[net]["key"],
+            "fingerprint": self.data.fingerprint,
+            "attacks": [asdict(attack) for attack in seen],
+            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "recipe": asdict(recipe),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [
+                finetuned.VERSION, training.VERSION, self.device.type,
+                *(attacks.VERSIONS[a.name] for a in seen),
+            ],
+        }  # fmt: skip
+        made = finetuned.Finetuned(copy.deepcopy(net))
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            x, y, labels = self._labelled_pairs(seen, classifier)
+            return finetuned.train(
+                net, x, y, labels, recipe, settings, seed=self.seed,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("classifier", config, made, fit)
+        made.to(self.device).eval()
+        self._known[made] = known | {
+            "name": "finetuned",
+            "settings": asdict(settings),
+            "attacks": [attack.name for attack in seen],
+        }
+        return made
+
     def _washer(self, name: str, settings: dict[str, Any]) -> nn.Module:
         module = WASHERS[name](**settings)
         # A record names the strength where the default was taken, too.
@@ -570,7 +614,7 @@ class Lab:
             if not file.exists():
                 x_adv = ATTACKS[wanted.name](
                     net, x[rows].to(self.device), y[rows].to(self.device), generator=generator,
-                    progress=_from(start, len(x), progress), **settings,
+                    progress=_from(start, len(x[rows]), len(x), progress), **settings,
                 )  # fmt: skip
                 save_tensors(file, {"x_adv": x_adv.cpu()}, {})
             done.append(load_tensors(file)[0]["x_adv"])
@@ -619,9 +663,12 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     return path
 
 
-def _from(start: int, total: int, progress: Progress) -> Progress:
-    """Return what an attack calls on images `start` onwards, to tell of all images."""
-    return lambda done, _, note: progress(start + done, total, note)
+def _from(start: int, size: int, total: int, progress: Progress) -> Progress:
+    """Return what an attack calls on `size` images from `start` on, to tell of all images.
+
+    Attacks that search count searches times images, so it is their share that is passed on.
+    """
+    return lambda done, of, note: progress(start + size * done // max(1, of), total, note)
 
 
 def _epoch_file(done: int) -> str:

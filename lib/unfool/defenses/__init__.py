@@ -1,15 +1,19 @@
 """Defences: a purifier is an `nn.Module` from images to images in [0, 1].
 
 `nn.Sequential(purifier, classifier)` is then the defended classifier, and every attack and every
-measure works on it unchanged.
+measure works on it unchanged. A defence that is a classifier of its own says so with
+`replaces_classifier`, and `evaluation.defended` puts it in the old one's place.
 """
 
 from __future__ import annotations
 
+from unfool.defenses.finetuned import Finetuned
 from unfool.defenses.pix2pix import UNet
 from unfool.defenses.washers import WASHERS, BitDepth, Blur, Jpeg, Median, Threshold
 
-__all__ = ["DEFENSES", "WASHERS", "BitDepth", "Blur", "Jpeg", "Median", "Threshold", "UNet"]
+__all__ = [
+    "DEFENSES", "WASHERS", "BitDepth", "Blur", "Finetuned", "Jpeg", "Median", "Threshold", "UNet",
+]  # fmt: skip
 
 DEFENSES: dict[str, str] = {
     "none": "nothing: the classifier alone",
@@ -19,6 +23,7 @@ DEFENSES: dict[str, str] = {
     "blur": "each pixel averaged with its neighbours, `sigma` pixels wide; learns nothing",
     "jpeg": "written as JPEG of `quality` and read back; learns nothing",
     "denoiser": "an autoencoder trained to remove random noise; sees no attack",
+    "finetuned": "the classifier itself, trained further on the purifier's pairs; replaces it",
     "pix2pix": "the paper's purifier; trained on pairs of adversarial and clean images",
 }
 """What each defence is, by the name that `Lab.defense` and records use."""
