@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,6 @@ def generator_loss(
     lam: float = 100.0,
     mu: float = 0.0,
     guide: Guide | None = None,
-    labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Equations 9 and 11: the weighted terms "gan", "l1", "guide" of what G minimises.
 
@@ -199,8 +199,7 @@ def generator_loss(
     if mu:
         if guide is None:
             raise ValueError(f"mu={mu} needs a guide: the loss L_f that a classifier gives")
-        known = () if labels is None else (labels,)
-        terms["guide"] = mu * guide(purified, clean, *known)
+        terms["guide"] = mu * guide(purified, clean)
     return terms
 
 
@@ -224,9 +223,8 @@ def train_step(
         _update(optimizers["discriminator"], loss)
         losses["d"] = loss.detach()
         discriminator.requires_grad_(False)  # G's step needs no gradient of D's weights
-    terms = generator_loss(
-        discriminator, adversarial, clean, purified, lam=lam, mu=mu, guide=guide, labels=labels
-    )
+    ask = guide if guide is None or labels is None else partial(guide, labels=labels)
+    terms = generator_loss(discriminator, adversarial, clean, purified, lam=lam, mu=mu, guide=ask)
     _update(optimizers["generator"], torch.stack(list(terms.values())).sum())
     if discriminator is not None:
         discriminator.requires_grad_(True)
