@@ -17,6 +17,7 @@ from typing import Any
 
 from unfool.artifacts import REPO
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
+from unfool.defenses.pix2pix import GUIDES
 from unfool.evaluation import AdversarialSet, counted, predict, read_records
 from unfool.lab import Lab
 from unfool.profiles import PROFILES
@@ -33,7 +34,7 @@ class Case:
     defense: str
     settings: dict[str, Any] = field(default_factory=dict)
     profile: str = "classroom"
-    attacks: int = 4  # the first so many of `paper_attacks`
+    attacks: int = 4  # the first so many of `paper_attacks`; what learns from attacks, from these
     only: AttackSettings | None = None
     images: int = 0  # if only so many are attacked, the passes are counted
 
@@ -62,6 +63,20 @@ def ablations() -> Iterator[Case]:
         yield Case("mnist5k", "anet", "pix2pix", settings)
 
 
+GUIDED: list[dict[str, Any]] = [
+    {}, {"mu": 0.1}, {"mu": 1.0}, {"mu": 10.0},
+    *({"mu": 1.0, "guide": kind} for kind in GUIDES if kind != "clean"),
+]  # fmt: skip
+
+
+def colour() -> Iterator[Case]:
+    """Notebook 08: the classifier-guided loss in colour, its weight and its readings; controls."""
+    for name in ("none", "denoiser", "finetuned"):
+        yield Case("mnist-m", "resnet8", name, attacks=2)
+    for settings in GUIDED:
+        yield Case("mnist-m", "resnet8", "pix2pix", settings, attacks=2)
+
+
 def curves() -> Iterator[Case]:
     """Notebook 07: every epoch of the purifier before bnet (the paper's Figure 5)."""
     for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
@@ -85,6 +100,7 @@ def desk() -> Iterator[Case]:
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
+    "colour": colour,
     "desk-table2": desk,
 }  # fmt: skip
 
@@ -113,14 +129,16 @@ def main() -> None:
 
 def measure(lab: Lab, case: Case, path: Path) -> None:
     """Append a record per attack that the file does not have yet."""
-    defense = lab.defense(case.defense, classifier=case.classifier, **case.settings)
+    some = paper_attacks(case.dataset)[: case.attacks]
+    seen = {"attacks": some} if case.defense in ("pix2pix", "finetuned") else {}
+    defense = lab.defense(case.defense, classifier=case.classifier, **seen, **case.settings)
     wanted = {
         "dataset": case.dataset, "classifier": case.classifier, "profile": case.profile,
         "seed": lab.seed, "defense": case.defense, "defense_settings": lab.settings_of(defense),
     }  # fmt: skip
     records = read_records(path) if path.exists() else []
     there = {r.attack for r in records if all(getattr(r, k) == v for k, v in wanted.items())}
-    for attack in [case.only] if case.only else paper_attacks(case.dataset)[: case.attacks]:
+    for attack in [case.only] if case.only else some:
         if attack.name not in there:
             made, passes = attacked(lab, case, attack)
             got = lab.evaluate(defense, made, classifier=case.classifier, passes=passes)
