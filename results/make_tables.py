@@ -7,6 +7,7 @@ The last epoch counts, as fixed beforehand. `evaluation.reproduced` says what th
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -41,9 +42,11 @@ NAMES = {"fgsm": "FGSM", "deepfool": "DeepFool", "jsma": "JSMA", "carlini_wagner
 
 
 def main() -> None:
-    """Write the table."""
-    path = FOLDER / "table2.md"
-    write_text(path, table_2(read_records(FOLDER / "records" / "desk-table2.jsonl")))
+    """Write the table; say what is missing."""
+    source, path = FOLDER / "records" / "desk-table2.jsonl", FOLDER / "table2.md"
+    if not source.exists():
+        sys.exit(f"{source.name} is not there yet: results/make_records.py desk-table2 makes it")
+    write_text(path, table_2(read_records(source)))
     print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

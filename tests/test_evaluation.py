@@ -397,6 +397,9 @@ def test_reproduced_refuses_what_cannot_be_averaged() -> None:
         reproduced([], 0.98)
     with pytest.raises(ValueError, match="2 kinds"):
         reproduced([one, replace(two, attack="jsma")], 0.98)
+    for name in ("attack_settings", "defense_settings"):
+        with pytest.raises(ValueError, match="2 kinds"):
+            reproduced([one, replace(two, **{name: {"eps": 0.3}})], 0.98)
     with pytest.raises(ValueError, match="1 of them without a success"):
         reproduced([one, replace(two, recovered_accuracy=None)], 0.98)
     with pytest.raises(ValueError, match=r"seeds \[0, 0\]"):

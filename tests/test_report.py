@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from unfool.notebooks import Result, lessons
-from unfool.report import Formulas, build, mathml, rebuild
+from unfool.report import Formulas, build, mathml, rebuild, results_table
 
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -198,3 +198,15 @@ def test_committed_notebooks_make_an_offline_report(tmp_path: Path) -> None:
     for path in notebooks:
         text = (tmp_path / "report" / f"{path.stem}.html").read_text(encoding="utf-8")
         assert Fetched(text).found == []
+
+
+def test_variants_of_a_defence_are_told_apart() -> None:
+    def row(**settings: object) -> dict[str, object]:
+        return {
+            "dataset": "d", "classifier": "c", "attack": "a", "defense": "pix2pix",
+            "defense_settings": {"mu": 0.0, "skips": True} | settings, "n_attacked": 9,
+        }  # fmt: skip
+
+    table = results_table([row(), row(mu=1.0), row(skips=False), row(mu=1.0), row()])
+    assert [line[3] for line in table] == ["pix2pix", "pix2pix (mu=1)", "pix2pix (skips=False)"]
+    assert [line[3] for line in results_table([{"defense": "none"}])] == ["none"]

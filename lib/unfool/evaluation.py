@@ -415,7 +415,9 @@ def reproduced(
     from scipy.stats import t
 
     shares = [r.recovered_accuracy for r in records if r.recovered_accuracy is not None]
-    kinds = {(r.dataset, r.classifier, r.profile, r.attack, r.defense) for r in records}
+    same = ("dataset", "classifier", "profile", "attack", "attack_settings", "defense",
+            "defense_settings")  # fmt: skip
+    kinds = {json.dumps([getattr(r, name) for name in same], sort_keys=True) for r in records}
     if not records or len(shares) < len(records) or len(kinds) > 1:
         raise ValueError(
             f"{len(records)} records of {len(kinds)} kinds, {len(records) - len(shares)} of them "
@@ -514,13 +516,18 @@ def by_change(records: Sequence[Record]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
     usual = records[0].defense_settings if records else {}
     for record in records:
-        changed = [
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in record.defense_settings.items()
-            if value != usual.get(key)
-        ]
-        groups.setdefault(", ".join(changed) or "unchanged", []).append(record)
+        name = changes(record.defense_settings, usual) or "unchanged"
+        groups.setdefault(name, []).append(record)
     return groups
+
+
+def changes(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """Return how settings differ from the usual ones, such as "mu=1, skips=False", or ""."""
+    return ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in settings.items()
+        if value != usual.get(key)
+    )
 
 
 def _median(values: Tensor) -> float | None:

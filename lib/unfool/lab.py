@@ -384,18 +384,10 @@ class Lab:
         net = self.classifier(classifier)
         config = {
             "name": f"pix2pix-{classifier}-{self.data.name}",
-            "classifier": self._known[net]["key"],
-            "fingerprint": self.data.fingerprint,
-            "attacks": [asdict(attack) for attack in seen],
-            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            **self._lessons(net, seen, pix2pix.VERSION),
             "kept": "every epoch",
             "settings": settings.named(),
-            "seed": self.seed,
-            "version": [
-                pix2pix.VERSION, training.VERSION, self.device.type,
-                *(attacks.VERSIONS[a.name] for a in seen),
-            ],
-        }  # fmt: skip
+        }
         with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
             generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
 
@@ -423,6 +415,22 @@ class Lab:
         }
         return generator
 
+    def _lessons(
+        self, net: nn.Module, seen: Sequence[AttackSettings], version: int
+    ) -> dict[str, Any]:
+        """Return what decides a defence that learns from attacks on `net`, but for its settings."""
+        return {
+            "classifier": self._known[net]["key"],
+            "fingerprint": self.data.fingerprint,
+            "attacks": [asdict(attack) for attack in seen],
+            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "seed": self.seed,
+            "version": [
+                version, training.VERSION, self.device.type,
+                *(attacks.VERSIONS[a.name] for a in seen),
+            ],
+        }  # fmt: skip
+
     def _finetuned(
         self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
     ) -> nn.Module:
@@ -433,18 +441,10 @@ class Lab:
         recipe = training.recipe_for(classifier.split("-")[0])
         config = {
             "name": f"finetuned-{classifier}-{self.data.name}",
-            "classifier": self._known[net]["key"],
-            "fingerprint": self.data.fingerprint,
-            "attacks": [asdict(attack) for attack in seen],
-            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            **self._lessons(net, seen, finetuned.VERSION),
             "recipe": asdict(recipe),
             "settings": asdict(settings),
-            "seed": self.seed,
-            "version": [
-                finetuned.VERSION, training.VERSION, self.device.type,
-                *(attacks.VERSIONS[a.name] for a in seen),
-            ],
-        }  # fmt: skip
+        }
         made = finetuned.Finetuned(copy.deepcopy(net))
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:

@@ -349,17 +349,27 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def results_table(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows under `COLUMNS`, percentages with their 95 % Wilson intervals, each row once."""
+    """Rows under `COLUMNS`, percentages with their 95 % Wilson intervals, each row once.
+
+    A defence that was measured in several settings bears what differs from its first ones.
+    """
+    from unfool.evaluation import changes  # not above: it needs torch, which the rest does not
+
     rows = []
+    usual: dict[tuple[str, str], Mapping[str, Any]] = {}
     for record in records:
-        names = [str(record.get(key) or "–") for key in NAMES]
+        names = {key: str(record.get(key) or "–") for key in NAMES}
+        settings = record.get("defense_settings") or {}
+        first = usual.setdefault((names["dataset"], names["defense"]), settings)
+        changed = changes(settings, first)
+        names["defense"] += f" ({changed})" if changed else ""
         shares = [
             _percent(record, "attack_success"),
             _percent(record, "recovered_accuracy", "recovered"),
             _percent(record, "end_to_end_accuracy", "end_to_end"),
             _percent(record, "defended_clean_accuracy", "defended_clean"),
         ]
-        rows.append((*names, str(record.get("n_attacked", "–")), *shares))
+        rows.append((*names.values(), str(record.get("n_attacked", "–")), *shares))
     return list(dict.fromkeys(rows))
 
 
