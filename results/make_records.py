@@ -18,7 +18,7 @@ from typing import Any
 from unfool.artifacts import REPO
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
 from unfool.defenses.pix2pix import GUIDES
-from unfool.evaluation import AdversarialSet, counted, predict, read_records
+from unfool.evaluation import AdversarialSet, Record, counted, predict, read_records
 from unfool.lab import Lab
 from unfool.profiles import PROFILES
 
@@ -27,15 +27,20 @@ FOLDER = REPO / "results" / "records"
 
 @dataclass(frozen=True)
 class Case:
-    """One defence before one classifier, under the paper's attacks of a data set, or `only` one."""
+    """One defence before one classifier under some attacks; by default all is that classifier's."""
 
     dataset: str
     classifier: str
     defense: str
     settings: dict[str, Any] = field(default_factory=dict)
     profile: str = "classroom"
-    attacks: int = 4  # the first so many of `paper_attacks`; what learns from attacks, from these
-    only: AttackSettings | None = None
+    attacks: int = 4  # the first so many of `paper_attacks`
+    under: tuple[AttackSettings, ...] = ()  # instead of these
+    learns: tuple[
+        str, ...
+    ] = ()  # what learns from attacks, from these; else from the first so many
+    made_on: str = ""  # the attacks are made on another classifier
+    trained_for: str = ""  # the defence is another classifier's
     images: int = 0  # if only so many are attacked, the passes are counted
 
 
@@ -86,7 +91,59 @@ def curves() -> Iterator[Case]:
 def frontier() -> Iterator[Case]:
     """What Carlini's own schedule finds on notebook 03's digits, and what it costs."""
     original = AttackSettings("carlini_wagner_l2", {"preset": "original"})
-    yield Case("mnist5k", "anet", "none", only=original, images=16)
+    yield Case("mnist5k", "anet", "none", under=(original,), images=16)
+
+
+PAPERS = ("fgsm", "deepfool", "jsma", "carlini_wagner_l2")
+STRENGTHS = (
+    *(AttackSettings("fgsm", {"eps": eps}) for eps in (0.05, 0.1, 0.2, 0.25, 0.3)),
+    *(
+        AttackSettings("carlini_wagner_l2", {"kappa": k, "preset": "fast", "target": "random"})
+        for k in (5.0, 10.0, 20.0)
+    ),
+)
+UNSEEN = (AttackSettings("pgd", {"eps": 0.15}), AttackSettings("ead"))
+
+
+def crossed(dataset: str, a: str, b: str, profile: str) -> Iterator[Case]:
+    """Table 4: images made on one classifier, the purifier of the other, read by either."""
+    for made_on, trained_for in ((a, b), (b, a)):
+        for reader in (a, b):
+            for name in ("none", "threshold"):
+                yield Case(dataset, reader, name, {}, profile, made_on=made_on)
+            for purifiers in (trained_for, made_on):
+                yield Case(
+                    dataset, reader, "pix2pix", {}, profile, made_on=made_on, trained_for=purifiers
+                )
+
+
+def transfer() -> Iterator[Case]:
+    """Notebook 09: other classifiers (Table 4, Figure 9), other attacks, other strengths."""
+    yield from crossed("mnist5k", "anet", "bnet", "classroom")
+    for epoch in range(1, PROFILES["classroom"].purifier.epochs):
+        for a, b in (("anet", "bnet"), ("bnet", "anet")):
+            yield Case("mnist5k", a, "pix2pix", {"after": epoch}, made_on=a, trained_for=b)
+    for learns in (*((name,) for name in PAPERS), *(without(name) for name in PAPERS), ()):
+        yield Case("mnist5k", "anet", "pix2pix", learns=learns)
+        yield Case("mnist5k", "anet", "pix2pix", learns=learns, under=UNSEEN)
+    for name in ("none", "threshold", "denoiser", "pix2pix"):
+        yield Case("mnist5k", "anet", name, under=UNSEEN)
+        yield Case("mnist5k", "anet", name, under=STRENGTHS)
+
+
+def without(name: str) -> tuple[str, ...]:
+    """Return the paper's attacks but one."""
+    return tuple(other for other in PAPERS if other != name)
+
+
+def desk_crossed() -> Iterator[Case]:
+    """Table 4 on full MNIST: the images of bnet through the purifier of anet."""
+    for reader in ("bnet-mnist", "anet-mnist"):
+        for name in ("none", "threshold", "pix2pix"):
+            yield Case(
+                "mnist", reader, name, {}, "desk", made_on="bnet-mnist",
+                trained_for="anet-mnist" if name == "pix2pix" else "",
+            )  # fmt: skip
 
 
 def desk() -> Iterator[Case]:
@@ -100,8 +157,7 @@ def desk() -> Iterator[Case]:
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
-    "colour": colour,
-    "desk-table2": desk,
+    "colour": colour, "transfer": transfer, "desk-table2": desk, "desk-table4": desk_crossed,
 }  # fmt: skip
 
 
@@ -130,26 +186,46 @@ def main() -> None:
 def measure(lab: Lab, case: Case, path: Path) -> None:
     """Append a record per attack that the file does not have yet."""
     some = paper_attacks(case.dataset)[: case.attacks]
-    seen = {"attacks": some} if case.defense in ("pix2pix", "finetuned") else {}
-    defense = lab.defense(case.defense, classifier=case.classifier, **seen, **case.settings)
+    if case.learns:
+        learned = [a for a in paper_attacks(case.dataset) if a.name in case.learns]
+    else:
+        learned = list(some)
+    seen = {"attacks": learned} if case.defense in ("pix2pix", "finetuned") else {}
+    owner = case.trained_for or case.classifier
+    defense = lab.defense(case.defense, classifier=owner, **seen, **case.settings)
     wanted = {
         "dataset": case.dataset, "classifier": case.classifier, "profile": case.profile,
         "seed": lab.seed, "defense": case.defense, "defense_settings": lab.settings_of(defense),
     }  # fmt: skip
-    records = read_records(path) if path.exists() else []
-    there = {r.attack for r in records if all(getattr(r, k) == v for k, v in wanted.items())}
-    for attack in [case.only] if case.only else some:
-        if attack.name not in there:
+    if seen:
+        wanted |= {"trained_for": owner, "learned_from": [attack.name for attack in learned]}
+    for attack in case.under or some:
+        records = read_records(path) if path.exists() else []
+        if not any(is_there(r, case, attack, wanted) for r in records):
             made, passes = attacked(lab, case, attack)
-            got = lab.evaluate(defense, made, classifier=case.classifier, passes=passes)
+            got = lab.evaluate(
+                defense, made, classifier=case.classifier, passes=passes,
+                transfer=bool(case.made_on or case.trained_for),
+            )  # fmt: skip
             label = f"{case.classifier} {case.defense} {case.settings} seed {lab.seed}"
             print(f"{label}: {attack.name} {got.recovered_accuracy or 0:.1%} recovered", flush=True)
+
+
+def is_there(record: Record, case: Case, attack: AttackSettings, wanted: dict[str, Any]) -> bool:
+    """Whether a record is of this attack and case; what older ones leave unsaid is as usual."""
+    unsaid = {"trained_for": "", "learned_from": []}
+    return (
+        all(getattr(record, k) in (v, unsaid.get(k, v)) for k, v in wanted.items())
+        and record.made_on in ("", case.made_on or case.classifier)
+        and record.attack == attack.name
+        and all(record.attack_settings.get(k) == v for k, v in attack.settings.items())
+    )
 
 
 def attacked(lab: Lab, case: Case, attack: AttackSettings) -> tuple[AdversarialSet, int | None]:
     """Return the attack's images and, where only a few are attacked, the passes that it took."""
     if not case.images:
-        return lab.adversarial_set(attack, classifier=case.classifier), None
+        return lab.adversarial_set(attack, classifier=case.made_on or case.classifier), None
     net, part = lab.classifier(case.classifier), lab.data.test.first(case.images)
     with counted(net) as passes:
         x_adv = ATTACKS[attack.name](net, part.images, part.labels, **attack.settings)

@@ -38,6 +38,8 @@ def unknown(case: object) -> list[str]:
         "dataset": NAMES, "defense": DEFENSES, "profile": PROFILES,
         "classifier": [*classifiers.CLASSIFIERS, *committed_weights()],
     }  # fmt: skip
+    for name in ("made_on", "trained_for"):
+        known[name] = ["", *known["classifier"]]
     return [name for name, names in known.items() if getattr(case, name) not in names]
 
 
@@ -72,12 +74,45 @@ def test_few_images_are_attacked_anew_and_the_passes_counted(
     path, lab = tmp_path / "some.jsonl", Lab("smoke", store=Store(tmp_path / "store"))
     monkeypatch.setenv("UNFOOL_RECORDS", str(path))
     step = AttackSettings("fgsm", {"eps": 0.3})
-    case = made.Case("mnist5k", "anet", "none", {}, "smoke", only=step, images=5)
+    case = made.Case("mnist5k", "anet", "none", {}, "smoke", under=(step,), images=5)
     for _ in range(2):  # the second time it is there
         made.measure(lab, case, path)
     (few,) = read_records(path)
     assert (few.attack, few.attack_settings, few.n_images) == ("fgsm", {"eps": 0.3}, 5)
     assert few.passes is not None
     assert 10 <= few.passes <= 12  # there and back, and a look at the model
-    made.measure(lab, replace(case, images=0, only=AttackSettings("deepfool")), path)
+    made.measure(lab, replace(case, images=0, under=(AttackSettings("deepfool"),)), path)
     assert read_records(path)[1].passes is None  # the control: those came from the store
+
+
+def test_images_of_one_classifier_meet_the_purifier_of_another(
+    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lab = tmp_path / "some.jsonl", Lab("smoke", store=Store(tmp_path / "store"))
+    monkeypatch.setenv("UNFOOL_RECORDS", str(path))
+    case = made.Case(
+        "mnist5k", "d", "pix2pix", {}, "smoke", attacks=1, made_on="anet", trained_for="d"
+    )
+    for wanted in (case, replace(case, made_on=""), replace(case, trained_for="anet")):
+        for _ in range(2):  # the second time it is there
+            made.measure(lab, wanted, path)
+    made.measure(lab, replace(case, attacks=2, under=case.under, learns=("fgsm",)), path)
+    rows = [(r.made_on, r.trained_for, r.classifier, r.attack) for r in read_records(path)]
+    assert rows == [
+        ("anet", "d", "d", "fgsm"), ("d", "d", "d", "fgsm"), ("anet", "anet", "d", "fgsm"),
+        ("anet", "d", "d", "deepfool"),  # it learned from FGSM alone, as the first one did
+    ]  # fmt: skip
+    assert [r.saw_attack_in_training for r in read_records(path)] == [True] * 3 + [False]
+    assert read_records(path)[0].learned_from == ["fgsm"]
+
+
+def test_another_strength_is_another_case(
+    made: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lab = tmp_path / "some.jsonl", Lab("smoke", store=Store(tmp_path / "store"))
+    monkeypatch.setenv("UNFOOL_RECORDS", str(path))
+    steps = tuple(AttackSettings("fgsm", {"eps": eps}) for eps in (0.1, 0.3))
+    case = made.Case("mnist5k", "anet", "threshold", {}, "smoke", under=steps)
+    for _ in range(2):
+        made.measure(lab, case, path)
+    assert [r.attack_settings["eps"] for r in read_records(path)] == [0.1, 0.3]

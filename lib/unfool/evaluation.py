@@ -240,8 +240,12 @@ class Record:
     Attributes:
         dataset, fingerprint, profile, classifier, seed: what was measured on.
         defense, defense_settings: what stood before the classifier; "none" is nothing.
-        saw_attack_in_training: whether the defence was trained on images of this attack.
+        trained_for: the classifier whose images, or whose say, the defence was trained with; ""
+            where no classifier took part.
+        learned_from: the attacks whose images it was trained on.
+        saw_attack_in_training: whether this attack is one of them.
         attack, attack_settings: by the attack's own argument names.
+        made_on: the classifier that the attack was made on; in records older than the field "".
         knowledge: what the attacker knew: "nothing", "f" (the classifier), "f+design" (and the
             defence's design and data), "everything".
         access: what the attacker could query: "none", "labels", "scores", "gradients".
@@ -301,6 +305,9 @@ class Record:
     warnings: list[str]
     defense_settings: dict[str, Any] = field(default_factory=dict)
     saw_attack_in_training: bool = False
+    learned_from: list[str] = field(default_factory=list)
+    trained_for: str = ""
+    made_on: str = ""
     schema: int = SCHEMA
     id: str = ""
 
@@ -416,7 +423,7 @@ def reproduced(
 
     shares = [r.recovered_accuracy for r in records if r.recovered_accuracy is not None]
     same = ("dataset", "classifier", "profile", "attack", "attack_settings", "defense",
-            "defense_settings")  # fmt: skip
+            "defense_settings", "made_on", "trained_for", "learned_from")  # fmt: skip
     kinds = {json.dumps([getattr(r, name) for name in same], sort_keys=True) for r in records}
     if not records or len(shares) < len(records) or len(kinds) > 1:
         raise ValueError(

@@ -271,6 +271,9 @@ class Lab:
             defense=known.get("name", type(defense).__name__),
             defense_settings=self.settings_of(defense),
             saw_attack_in_training=adversarial.attack in known.get("attacks", []),
+            learned_from=list(known.get("attacks", [])),
+            trained_for=known.get("classifier", ""),
+            made_on=adversarial.classifier,
             attack=adversarial.attack,
             attack_settings=dict(adversarial.attack_settings),
             knowledge="f",  # attacks here know the classifier and nothing of the defence
@@ -410,6 +413,7 @@ class Lab:
         generator.to(self.device).eval()
         self._known[generator] = known | {
             "name": "pix2pix",
+            "classifier": classifier,
             "settings": settings.named() | ({"after": after} if after < settings.epochs else {}),
             "attacks": [attack.name for attack in seen],
         }
@@ -458,6 +462,7 @@ class Lab:
         made.to(self.device).eval()
         self._known[made] = known | {
             "name": "finetuned",
+            "classifier": classifier,
             "settings": asdict(settings),
             "attacks": [attack.name for attack in seen],
         }
