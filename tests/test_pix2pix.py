@@ -470,3 +470,13 @@ def test_identity_adds_each_clean_image_once(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(x[16:], y[16:])
     assert torch.equal(x[:16], twice[0])
     assert len(plain[0]) == 16
+
+
+def test_a_guide_of_fewer_classes_is_refused() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 3)).eval()
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    guide = guided_by(net, "label")
+    assert guide(x, x, labels=torch.tensor([0, 1, 2, 2])) > 0  # the control
+    with pytest.raises(ValueError, match=r"labels spans \[0, 9\], but the model has 3 classes"):
+        guide(x, x, labels=torch.tensor([0, 1, 2, 9]))
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, pad
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import check_choice, check_number, frozen
+from unfool.attacks._guard import check_choice, check_number, check_range, frozen
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 
@@ -234,6 +234,7 @@ def train_step(
 def _to_label(made: Tensor, clean: Tensor, labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("the guide 'label' needs the true classes: give labels, (N,) int64")
+    check_range(labels, made.shape[1], "labels")
     return cross_entropy(made, labels)
 
 
