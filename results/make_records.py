@@ -82,6 +82,14 @@ def colour() -> Iterator[Case]:
         yield Case("mnist-m", "resnet8", "pix2pix", settings, attacks=2)
 
 
+def colour_curves() -> Iterator[Case]:
+    """Notebook 08: every epoch with and without the guided loss (the paper's Figure 6)."""
+    for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
+        for mu in (0.0, 1.0):
+            settings = {"mu": mu, "after": epoch}
+            yield Case("mnist-m", "resnet8", "pix2pix", settings, attacks=2)
+
+
 def curves() -> Iterator[Case]:
     """Notebook 07: every epoch of the purifier before bnet (the paper's Figure 5)."""
     for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
@@ -167,8 +175,8 @@ def desk() -> Iterator[Case]:
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
-    "colour": colour, "transfer": transfer, "unseen": unseen, "strengths": strengths,
-    "desk-table2": desk, "desk-table4": desk_crossed,
+    "colour": colour, "colour-curves": colour_curves, "transfer": transfer, "unseen": unseen,
+    "strengths": strengths, "desk-table2": desk, "desk-table4": desk_crossed,
 }  # fmt: skip
 
 
