@@ -62,3 +62,22 @@ def test_an_unfinished_purifier_is_no_result(made: ModuleType) -> None:
     early = purified(0.98, attack="fgsm", defense_settings={"epochs": 20, "after": 3})
     short = purified(0.98, attack="fgsm", defense_settings={"epochs": 6})
     assert cells(made.table_2([early, short]), "FGSM")[0][-1] == "not run"
+
+
+def test_both_readings_of_a_cell_stand_beside_the_raw_images(made: ModuleType) -> None:
+    claim = made.TABLE_4["bnet", "anet"]["deepfool"]
+    of = {"attack": "deepfool", "made_on": "bnet-mnist"}
+    rows = [
+        purified(claim, **of, trained_for="anet-mnist", classifier="bnet-mnist"),
+        purified(claim - 0.3, **of, trained_for="anet-mnist"),
+        purified(0.99, **of, trained_for="bnet-mnist"),  # not the other's purifier
+        *(purified(0.75, **of, defense=d, defense_settings={}) for d in ("none", "threshold")),
+        *(
+            purified(0.25, **of, defense=d, defense_settings={}, classifier="bnet-mnist")
+            for d in ("none", "threshold")
+        ),
+    ]
+    forth, _, home, away = cells(made.table_4(rows), "DeepFool")
+    assert forth[-1] == "untested at this scale"
+    assert (home[1], home[2], home[-1]) == ("bnet", "25.0%", "reproduced")
+    assert (away[1], away[2], away[-1]) == ("anet", "75.0%", "differs")
