@@ -308,6 +308,16 @@ def test_an_attack_that_never_succeeds_leaves_recovery_undefined() -> None:
     assert "NaN" not in json.dumps(got)
 
 
+def test_the_first_images_of_a_set() -> None:
+    whole = hand_made(target=torch.arange(len(ATTACKED)))
+    few = whole.first(3)
+    assert len(few) == 3
+    for part in ("x", "x_adv", "y", "attacked", "success", "target"):
+        assert torch.equal(getattr(few, part), getattr(whole, part)[:3])
+    assert few.attack == whole.attack
+    assert len(hand_made().first(10**6)) == len(whole)
+
+
 def test_where_targeted_successes_end() -> None:
     target = torch.tensor([8, 8, 9, 9, 0, 0, 0, 0])  # hit by images 0 to 3
     adversarial = hand_made(target=target)

@@ -16,7 +16,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class AdversarialSet:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def first(self, n: int) -> AdversarialSet:
+        """Return the first n images, for a defence that is slow; all of them if there are fewer."""
+        target = None if self.target is None else self.target[:n]
+        return replace(
+            self, x=self.x[:n], x_adv=self.x_adv[:n], y=self.y[:n], target=target,
+            attacked=self.attacked[:n], success=self.success[:n],
+        )  # fmt: skip
 
 
 @torch.no_grad()
