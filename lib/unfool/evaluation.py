@@ -367,7 +367,9 @@ def measure(
     return fields | dict(zip(keys, difference, strict=True))
 
 
-def recovered(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> float:
+def recovered(
+    classifier: nn.Module, purifier: nn.Module | None, adversarial: AdversarialSet
+) -> float:
     """Return `recovered_accuracy` alone, a share in [0, 1]; 0 where the attack fooled nothing."""
     right = _recovers(classifier, purifier, adversarial)
     return float(right.float().mean()) if len(right) else 0.0
@@ -397,7 +399,9 @@ def margin(
     return best, *paired_difference(ours, theirs[best])
 
 
-def _recovers(classifier: nn.Module, purifier: nn.Module, adversarial: AdversarialSet) -> Tensor:
+def _recovers(
+    classifier: nn.Module, purifier: nn.Module | None, adversarial: AdversarialSet
+) -> Tensor:
     """Return which of the images that the attack turned wrong are read rightly again, (n,) bool."""
     fooled = adversarial.success.cpu()
     if not fooled.any():
