@@ -32,7 +32,7 @@ DEFENSES: dict[str, str] = {
     "finetuned": "the classifier itself, trained further on the purifier's pairs; replaces it",
     "adversarial_fgsm": "the classifier trained afresh on FGSM attacks on itself; replaces it",
     "adversarial_pgd": "the classifier trained afresh on PGD attacks on itself; replaces it",
-    "magnet": "autoencoders that refuse what they cannot redraw and redraw the rest; sees no attack",
+    "magnet": "autoencoders that redraw images and refuse what they cannot redraw; sees no attack",
     "defense_gan": "the nearest image that a GAN can make; sees no attack",
     "ape_gan": "a small GAN trained on the purifier's pairs, without skips or conditions",
     "pix2pix": "the paper's purifier; trained on pairs of adversarial and clean images",

@@ -140,7 +140,7 @@ def train(
         step, dict(nets.items()), optimizers, [images], epochs=settings.epochs,
         batch_size=settings.batch_size, seed=seed, checkpoint=checkpoint, progress=progress,
     )  # fmt: skip
-    return nets, history
+    return nets.eval(), history
 
 
 class MagNet(nn.Module):
