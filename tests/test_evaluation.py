@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from unfool import evaluation
 from unfool.evaluation import (
+    DETECTION,
     AdversarialSet,
     Record,
     accuracy,
@@ -316,6 +318,54 @@ def test_the_first_images_of_a_set() -> None:
         assert torch.equal(getattr(few, part), getattr(whole, part)[:3])
     assert few.attack == whole.attack
     assert len(hand_made().first(10**6)) == len(whole)
+
+
+class Refusing(Repair):
+    """A purifier that refuses the images of some answers."""
+
+    def __init__(self, table: dict[int, int], refused: set[int]) -> None:
+        super().__init__(table)
+        self.refused = refused
+
+    def rejects(self, x: Tensor) -> Tensor:
+        answers = (x.flatten(1)[:, 0] * 10).round().long().tolist()
+        return torch.tensor([a in self.refused for a in answers], dtype=torch.bool)
+
+
+def test_a_detecting_defence_is_scored_twice() -> None:
+    """Successes 0, 1, 2, 3, 6 are met as 8, 8, 9, 9, 8; clean images as 0 … 6 and 9."""
+    repaired = measure(Lookup(), Repair({8: 0, 9: 3}), hand_made())
+    got = measure(Lookup(), Refusing({8: 0, 9: 3}, refused={9, 5}), hand_made())
+    for name in ("recovered_accuracy", "end_to_end_accuracy", "defended_clean_accuracy"):
+        assert got[name] == repaired[name]  # as if it refused none
+    assert got["rejected"] == 2  # 2 and 3; 7, seen clean as 9, and 5 are no successes
+    assert got["recovered_or_rejected"] == pytest.approx(3 / 5)  # 0 is mended, 2 and 3 refused
+    assert got["false_positive_rate"] == pytest.approx(2 / 8)  # 5 and 7
+    assert got["accepted_clean_accuracy"] == pytest.approx(6 / 8)  # 0 … 4 and 6
+    assert repaired["rejected"] == 0
+    assert not set(DETECTION) & repaired.keys()
+
+
+def test_refusing_all_earns_nothing_on_clean_images() -> None:
+    got = measure(Lookup(), Refusing({}, refused=set(range(10))), hand_made())
+    assert got["recovered_or_rejected"] == got["false_positive_rate"] == 1
+    assert got["accepted_clean_accuracy"] == 0
+    nothing = measure(Lookup(), Refusing({}, refused={8}), hand_made(CLEAN))
+    assert (nothing["rejected"], nothing["recovered_or_rejected"]) == (0, None)
+
+
+def test_records_from_before_detection_are_read_and_keep_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    new = append_record(record(), path)
+    old = {k: v for k, v in json.loads(path.read_text("utf-8")).items() if k not in DETECTION}
+    path.write_text(json.dumps(old) + "\n", encoding="utf-8")
+    assert read_records(path) == [new]
+    counted = {k: v for k, v in old.items() if k not in ("seconds", "git", "versions", "device")}
+    text = json.dumps(counted | {"id": ""}, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == new.id
+    detecting = append_record(record(false_positive_rate=0.01), path)
+    assert detecting.id != new.id
+    assert read_records(path)[1].false_positive_rate == 0.01
 
 
 def test_where_targeted_successes_end() -> None:

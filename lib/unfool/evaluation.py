@@ -7,6 +7,10 @@ Three accuracies are kept apart, because the paper reports only the first:
 * end to end: over all test images, attacked where the classifier was right, the share that the
   defended classifier gets right.
 * defended clean: over all test images, unattacked, the same.
+
+A defence that also refuses images is scored twice. The three above ask what it makes of all images,
+refused or not. Where refusing an attacked image counts as success, refusing a clean one counts as
+failure: `recovered_or_rejected` and `accepted_clean_accuracy` belong together.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +29,7 @@ from torch import Tensor, nn
 
 SCHEMA = 1
 CPU_CHUNK = 64
+DETECTION = ("recovered_or_rejected", "accepted_clean_accuracy", "false_positive_rate")
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,19 @@ class AdversarialSet:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
+def outputs(
+    model: nn.Module, images: Tensor, *, chunk: int | None = None,
+    ask: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """Return `model(images)` on the CPU, computed in eval mode, without gradient, in chunks.
 
     `images` may lie elsewhere than the model: they are moved chunk by chunk. On a GPU that runs out
-    of memory the chunk is halved until it fits.
+    of memory the chunk is halved until it fits. `ask` is a method of the model's to call instead.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return _outputs(model, images, chunk)
+        return _outputs(model, images, chunk, ask or model)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -90,13 +98,23 @@ def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Te
     return outputs(model, images, chunk=chunk).argmax(dim=1)
 
 
-def _outputs(model: nn.Module, images: Tensor, chunk: int | None) -> Tensor:
+def rejected(defense: nn.Module | None, images: Tensor) -> Tensor:
+    """Return which images a defence refuses, (N,) bool: none, unless it has `rejects(images)`."""
+    rejects = getattr(defense, "rejects", None)
+    if defense is None or rejects is None:
+        return torch.zeros(len(images), dtype=torch.bool)
+    return outputs(defense, images, ask=rejects)
+
+
+def _outputs(
+    model: nn.Module, images: Tensor, chunk: int | None, ask: Callable[[Tensor], Tensor]
+) -> Tensor:
     parameter = next(model.parameters(), None)
     device = images.device if parameter is None else parameter.device
     chunk = chunk or (CPU_CHUNK if device.type == "cpu" else 4096)
     while True:
         try:
-            return torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
+            return torch.cat([ask(part.to(device)).cpu() for part in images.split(chunk)])
         except torch.cuda.OutOfMemoryError:
             if chunk == 1:
                 raise
@@ -267,10 +285,14 @@ class Record:
         defended_clean_accuracy: over all images, unattacked.
         clean_difference: defended minus undefended on the same clean images; paired interval.
         targeted_outcome: where targeted successes end: "target", "true", "other"; else None.
-        rejected: images that a detecting defence refused.
+        rejected: of the n_success, those that a detecting defence refused; 0 if it detects nothing.
         seconds: for the measurement; passes: through the network, None where not counted.
         device, versions, git: what it was measured with; warnings: what a reader must know.
         schema, id: of the format, and of this record (a digest of what is not timing or machine).
+        recovered_or_rejected: over the successes: refused, or read rightly; like the next two, None
+            for a defence that detects nothing, and in records from before there were such.
+        accepted_clean_accuracy: over all images, unattacked: not refused, and read rightly.
+        false_positive_rate: over all images, unattacked: refused.
     """
 
     dataset: str
@@ -318,6 +340,9 @@ class Record:
     made_on: str = ""
     schema: int = SCHEMA
     id: str = ""
+    recovered_or_rejected: float | None = None
+    accepted_clean_accuracy: float | None = None
+    false_positive_rate: float | None = None
 
 
 def defended(classifier: nn.Module, defense: nn.Module | None) -> nn.Module:
@@ -355,7 +380,7 @@ def measure(
         "end_to_end_accuracy": whole / n,
         "defended_clean_accuracy": clean / n,
         "targeted_outcome": _outcome(whole_model, adversarial),
-        "rejected": 0,
+        **_detected(purifier, adversarial, right),
     }
     for name, k, of in [
         ("recovered", recovered, n_success),
@@ -365,6 +390,24 @@ def measure(
         fields[f"{name}_low"], fields[f"{name}_high"] = wilson(k, of)
     keys = ("clean_difference", "clean_difference_low", "clean_difference_high")
     return fields | dict(zip(keys, difference, strict=True))
+
+
+def _detected(
+    defense: nn.Module | None, adversarial: AdversarialSet, right: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return the fields of a `Record` that count refusing; `right` is of `right_answers`."""
+    if not hasattr(defense, "rejects"):
+        return {"rejected": 0}
+    success = adversarial.success.cpu()
+    attacked = rejected(defense, adversarial.x_adv[success])
+    clean = rejected(defense, adversarial.x)
+    stopped = attacked | right["attacked"][success]
+    return {
+        "rejected": int(attacked.sum()),
+        "recovered_or_rejected": int(stopped.sum()) / len(stopped) if len(stopped) else None,
+        "accepted_clean_accuracy": int((right["clean"] & ~clean).sum()) / len(clean),
+        "false_positive_rate": int(clean.sum()) / len(clean),
+    }
 
 
 def recovered(
@@ -493,6 +536,9 @@ def append_record(record: Record, path: Path) -> Record:
 
     body = asdict(record) | {"id": ""}
     stable = {k: v for k, v in body.items() if k not in ("seconds", "git", "versions", "device")}
+    for name in DETECTION:  # what detects nothing keeps the id that it had before these were there
+        if stable[name] is None:
+            del stable[name]
     body["id"] = hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:12]
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(body, sort_keys=True) + "\n"

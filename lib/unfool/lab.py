@@ -26,7 +26,18 @@ from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.datasets import Dataset, Split, check_unseen, load
-from unfool.defenses import DEFENSES, WASHERS, denoiser, finetuned, pix2pix, wgan_gp
+from unfool.defenses import (
+    DEFENSES,
+    WASHERS,
+    adversarial_training,
+    ape_gan,
+    defense_gan,
+    denoiser,
+    finetuned,
+    magnet,
+    pix2pix,
+    wgan_gp,
+)
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -197,15 +208,15 @@ class Lab:
 
         Args:
             name: a key of `unfool.defenses.DEFENSES`.
-            classifier: the classifier that it is to protect; "pix2pix" and "finetuned" depend on
-                it.
-            attacks: those whose images these two are trained on; by default
-                `paper_attacks(dataset)`. The others see no attack.
+            classifier: the classifier that it is to protect; "pix2pix", "ape_gan" and "finetuned"
+                are trained on attacks on it, "adversarial_fgsm" and "adversarial_pgd" are fresh
+                networks of its kind, and in colour "magnet" asks it.
+            attacks: those whose images the first three are trained on; by default
+                `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
             after: return "pix2pix" as it was after so many epochs, not at its end; costs nothing
                 once it is trained.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
-                overrides the profile's training, e.g. `epochs=2` (see `pix2pix.Settings`,
-                `denoiser.Settings` and `finetuned.Settings`).
+                overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -215,9 +226,18 @@ class Lab:
             return self._washer(name, settings)
         if name == "denoiser":
             return self._denoiser(settings)
+        if name == "defense_gan":
+            return self._defense_gan(settings)
+        if name == "magnet":
+            return self._magnet(classifier, settings)
+        if name.startswith("adversarial_"):
+            kind = name.removeprefix("adversarial_")
+            return self._adversarially_trained(classifier, kind, settings)
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         if name == "finetuned":
             return self._finetuned(classifier, seen, settings)
+        if name == "ape_gan":
+            return self._ape_gan(classifier, seen, settings)
         wanted = replace(self.profile.purifier, **settings)
         return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
 
@@ -410,14 +430,9 @@ class Lab:
         known = self._from_store(
             "purifier", config, generator, fit, copies=settings.epochs, epoch=after
         )
-        generator.to(self.device).eval()
-        self._known[generator] = known | {
-            "name": "pix2pix",
-            "classifier": classifier,
-            "settings": settings.named() | ({"after": after} if after < settings.epochs else {}),
-            "attacks": [attack.name for attack in seen],
-        }
-        return generator
+        named = settings.named() | ({"after": after} if after < settings.epochs else {})
+        names = [attack.name for attack in seen]
+        return self._ready(generator, known, "pix2pix", named, names, classifier)
 
     def _lessons(
         self, net: nn.Module, seen: Sequence[AttackSettings], version: int
@@ -459,14 +474,119 @@ class Lab:
             )  # fmt: skip
 
         known = self._from_store("classifier", config, made, fit)
-        made.to(self.device).eval()
-        self._known[made] = known | {
-            "name": "finetuned",
-            "classifier": classifier,
+        names = [attack.name for attack in seen]
+        return self._ready(made, known, "finetuned", asdict(settings), names, classifier)
+
+    def _ape_gan(
+        self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
+    ) -> nn.Module:
+        settings = replace(self.profile.ape_gan, **override)
+        config = {
+            "name": f"ape_gan-{classifier}-{self.data.name}",
+            **self._lessons(self.classifier(classifier), seen, ape_gan.VERSION),
+            "parts": pix2pix.VERSION,
             "settings": asdict(settings),
-            "attacks": [attack.name for attack in seen],
         }
-        return made
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            made = ape_gan.ApeGAN(self.data.shape[0], settings.width)
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return ape_gan.train(
+                *self.pairs(seen, classifier=classifier), settings, seed=self.seed,
+                device=self.device, checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("purifier", config, made, fit)
+        names = [attack.name for attack in seen]
+        return self._ready(made, known, "ape_gan", asdict(settings), names, classifier)
+
+    def _adversarially_trained(
+        self, classifier: str, kind: str, override: dict[str, Any]
+    ) -> nn.Module:
+        """Train fresh weights like the classifier's, on its images; eps is the paper's."""
+        eps = paper_attacks(self.dataset)[0].settings["eps"]
+        settings = replace(self.profile.adversarial, **{"eps": eps, **override, "kind": kind})
+        architecture = classifier.split("-")[0]  # of committed weights such as "anet-mnist", too
+        net = classifiers.build(
+            architecture, self.data.shape, len(self.data.classes), seed=self.seed
+        ).to(self.device)
+        recipe = training.recipe_for(architecture)
+        part = self._training_images()
+        config = {
+            "name": f"adversarial-{kind}-{architecture}-{self.data.name}",
+            "classifier": architecture,
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "recipe": asdict(recipe),
+            "settings": asdict(settings),
+            "seed": self.seed,
+            "version": [
+                adversarial_training.VERSION, denoiser.VERSION, classifiers.VERSION,
+                training.VERSION, attacks.VERSIONS[kind], self.device.type,
+            ],
+        }  # fmt: skip
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return adversarial_training.train(
+                net, part.images, part.labels, recipe, settings, seed=self.seed,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        made = adversarial_training.AdversariallyTrained(copy.deepcopy(net))
+        known = self._from_store("classifier", config, made, fit)
+        name = f"adversarial_{kind}"
+        return self._ready(made, known, name, asdict(settings), [kind])
+
+    def _defense_gan(self, override: dict[str, Any]) -> nn.Module:
+        """Search among the images of this lab's GAN."""
+        settings = replace(self.profile.defense_gan, **override)
+        made = defense_gan.DefenseGAN(copy.deepcopy(self.gan()), settings, seed=self.seed)
+        return self._ready(made, {}, "defense_gan", asdict(settings), [])
+
+    def _magnet(self, classifier: str, override: dict[str, Any]) -> nn.Module:
+        settings = replace(self.profile.magnet, **override)
+        part = self._training_images()
+        config = {
+            "name": f"magnet-{self.data.name}",
+            "fingerprint": self.data.fingerprint,
+            "images": len(part),
+            "settings": settings.of_training(),
+            "seed": self.seed,
+            "version": [magnet.VERSION, denoiser.VERSION, training.VERSION, self.device.type],
+        }
+        with torch.random.fork_rng(devices=[]):  # their first weights are overwritten at once
+            nets = magnet.autoencoders(self.data.shape[0])
+
+        def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
+            return magnet.train(
+                part.images, settings, seed=self.seed, device=self.device,
+                checkpoint=checkpoint, progress=progress,
+            )  # fmt: skip
+
+        known = self._from_store("purifier", config, nets, fit)
+        made = magnet.MagNet(
+            nets.to(self.device), self.data.validation.images, joint=settings.joint,
+            false_positives=settings.false_positives,
+            classifier=None if self.data.shape[0] == 1 else self.classifier(classifier),
+        )  # fmt: skip
+        return self._ready(made, known, "magnet", asdict(settings), [])
+
+    def _ready(
+        self, module: nn.Module, known: Mapping[str, Any], name: str, settings: Mapping[str, Any],
+        seen: Sequence[str], classifier: str = "",
+    ) -> nn.Module:  # fmt: skip
+        """Return a defence in eval mode on the device, and keep what its records say of it."""
+        about = {
+            "name": name, "settings": dict(settings), "attacks": list(seen),
+            "classifier": classifier,
+        }  # fmt: skip
+        self._known[module] = {**known, **about}
+        return module.to(self.device).eval()
+
+    def _training_images(self) -> Split:
+        """Return the images that classifiers and GANs of this profile are trained on."""
+        part = self.data.train
+        return part.first(min(len(part), self.profile.classifier_images or len(part)))
 
     def _washer(self, name: str, settings: dict[str, Any]) -> nn.Module:
         module = WASHERS[name](**settings)
@@ -500,17 +620,10 @@ class Lab:
             )  # fmt: skip
 
         known = self._from_store("purifier", config, net, fit)
-        net.to(self.device).eval()
-        self._known[net] = known | {
-            "name": "denoiser",
-            "settings": asdict(settings),
-            "attacks": [],
-        }
-        return net
+        return self._ready(net, known, "denoiser", asdict(settings), [])
 
     def _generator(self, settings: wgan_gp.Settings) -> wgan_gp.Generator:
-        part = self.data.train
-        part = part.first(min(len(part), self.profile.classifier_images or len(part)))
+        part = self._training_images()
         config = {
             "name": f"wgan_gp-{self.data.name}",
             "fingerprint": self.data.fingerprint,

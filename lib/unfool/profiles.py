@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unfool.attacks import SIGN_FAMILY
-from unfool.defenses import wgan_gp
+from unfool.defenses import adversarial_training, ape_gan, defense_gan, magnet, wgan_gp
 from unfool.defenses.pix2pix import Settings
 
 
@@ -22,6 +22,10 @@ class Profile:
             to forty passes instead of thousands, so that more of them are affordable.
         purifier: settings of the paper's purifier.
         gan: settings of the WGAN-GP that makes images from noise.
+        defense_gan: how an image is sought among those that this GAN can make.
+        magnet: of MagNet's autoencoders and thresholds.
+        adversarial: settings of adversarial training; its kind and eps are set where it is used.
+        ape_gan: settings of APE-GAN.
         claims_hold: whether claims about accuracy are asserted. In `smoke` everything is too small
             for them; it only shows that the code runs and is deterministic.
     """
@@ -35,6 +39,10 @@ class Profile:
     sign_test_images: int
     purifier: Settings
     gan: wgan_gp.Settings
+    defense_gan: defense_gan.Settings
+    magnet: magnet.Settings
+    adversarial: adversarial_training.Settings
+    ape_gan: ape_gan.Settings
     claims_hold: bool = True
 
     def images(self, attack: str, split: str) -> int:
@@ -60,6 +68,10 @@ PROFILES: dict[str, Profile] = {
             sign_test_images=16,
             purifier=Settings(width=8, discriminator_width=8, epochs=2, batch_size=16),
             gan=wgan_gp.Settings(width=4, epochs=2),
+            defense_gan=defense_gan.Settings(steps=5, restarts=2),
+            magnet=magnet.Settings(epochs=1, rate=1e-2, false_positives=0.01, joint=True),
+            adversarial=adversarial_training.Settings(steps=2, warmup=0.5, epochs=1),
+            ape_gan=ape_gan.Settings(width=4, epochs=2, batch_size=16),
             claims_hold=False,
         ),
         Profile(
@@ -74,6 +86,12 @@ PROFILES: dict[str, Profile] = {
             purifier=Settings(width=16, discriminator_width=16, epochs=6, batch_size=16, rate=1e-3),
             # 600 updates of the generator instead of 200,000: small, and ten times the rate.
             gan=wgan_gp.Settings(width=8, epochs=40, rate=1e-3),
+            defense_gan=defense_gan.Settings(steps=60, restarts=4),
+            magnet=magnet.Settings(
+                epochs=30, batch_size=64, rate=1e-2, false_positives=0.01, joint=True
+            ),
+            adversarial=adversarial_training.Settings(steps=5, warmup=0.5, epochs=6),
+            ape_gan=ape_gan.Settings(width=32, epochs=6, batch_size=32, rate=1e-3),
         ),
         Profile(
             name="desk",
@@ -85,6 +103,10 @@ PROFILES: dict[str, Profile] = {
             sign_test_images=2_000,
             purifier=Settings(width=16, discriminator_width=16, epochs=20, batch_size=32),
             gan=wgan_gp.Settings(width=32, epochs=80),
+            defense_gan=defense_gan.Settings(),
+            magnet=magnet.Settings(false_positives=0.01, joint=True),
+            adversarial=adversarial_training.Settings(steps=10, warmup=0.2, epochs=10),
+            ape_gan=ape_gan.Settings(epochs=20),
         ),
         Profile(
             name="paper",
@@ -96,6 +118,10 @@ PROFILES: dict[str, Profile] = {
             sign_test_images=10_000,
             purifier=Settings(width=64, discriminator_width=64, epochs=20, batch_size=32),
             gan=wgan_gp.Settings(epochs=834),  # 200,000 updates of the generator on full MNIST
+            defense_gan=defense_gan.Settings(),
+            magnet=magnet.Settings(),
+            adversarial=adversarial_training.Settings(),
+            ape_gan=ape_gan.Settings(),
         ),
     )
 }

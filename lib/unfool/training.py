@@ -143,13 +143,7 @@ def train_classifier(
     progress: Progress | None = None,
 ) -> History:
     """Train a classifier in place on images (N, C, H, W) in [0, 1] and labels (N,); see `fit`."""
-    optimizer: Optimizer
-    if recipe.optimizer == "sgd":
-        optimizer = SGD(
-            net.parameters(), recipe.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
-        )
-    else:
-        optimizer = Adam(net.parameters(), recipe.rate)
+    optimizer = optimizer_for(net, recipe)
     return fit(
         classifier_step(net, optimizer, shift=recipe.shift),
         {"net": net},
@@ -163,6 +157,13 @@ def train_classifier(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def optimizer_for(net: nn.Module, recipe: Recipe) -> Optimizer:
+    """Return a fresh optimizer of the classifier's weights, as the recipe says."""
+    if recipe.optimizer == "sgd":
+        return SGD(net.parameters(), recipe.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    return Adam(net.parameters(), recipe.rate)
 
 
 def classifier_step(net: nn.Module, optimizer: Optimizer, *, shift: int = 0) -> Step:
