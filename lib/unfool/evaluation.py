@@ -362,7 +362,8 @@ def measure(
 ) -> dict[str, Any]:
     """Return the measured fields of a `Record` for a defence (None: undefended)."""
     whole_model = defended(classifier, purifier)
-    right = right_answers(classifier, whole_model, adversarial)
+    read = _readings(classifier, whole_model, adversarial)
+    right = {name: classes == adversarial.y.cpu() for name, classes in read.items()}
     n, success = len(adversarial), adversarial.success.cpu()
     n_success = int(success.sum())
     recovered = int((right["attacked"] & success).sum())
@@ -379,7 +380,7 @@ def measure(
         "recovered_accuracy": recovered / n_success if n_success else None,
         "end_to_end_accuracy": whole / n,
         "defended_clean_accuracy": clean / n,
-        "targeted_outcome": _outcome(whole_model, adversarial),
+        "targeted_outcome": _outcome(read["attacked"], adversarial),
         **_detected(purifier, adversarial, right),
     }
     for name, k, of in [
@@ -519,12 +520,19 @@ def right_answers(
     by the defended one, on x_adv where the classifier was right on x, else on x, where nobody
     would attack.
     """
-    y = adversarial.y.cpu()
+    read = _readings(classifier, defended, adversarial)
+    return {name: classes == adversarial.y.cpu() for name, classes in read.items()}
+
+
+def _readings(
+    classifier: nn.Module, defended: nn.Module, adversarial: AdversarialSet
+) -> dict[str, Tensor]:
+    """Return the classes that `right_answers` compares with the true ones, (N,) int64 each."""
     met = torch.where(adversarial.attacked.view(-1, 1, 1, 1), adversarial.x_adv, adversarial.x)
     return {
-        "undefended": predict(classifier, adversarial.x) == y,
-        "clean": predict(defended, adversarial.x) == y,
-        "attacked": predict(defended, met) == y,
+        "undefended": predict(classifier, adversarial.x),
+        "clean": predict(defended, adversarial.x),
+        "attacked": predict(defended, met),
     }
 
 
@@ -599,12 +607,15 @@ def _median(values: Tensor) -> float | None:
     return float(values.float().median()) if len(values) else None
 
 
-def _outcome(defended: nn.Module, adversarial: AdversarialSet) -> dict[str, int] | None:
-    """Where targeted successes end behind the defence: on the target, on the truth, elsewhere."""
+def _outcome(attacked: Tensor, adversarial: AdversarialSet) -> dict[str, int] | None:
+    """Where targeted successes end behind the defence: on the target, on the truth, elsewhere.
+
+    `attacked` is what the defended classifier reads, of `_readings`.
+    """
     if adversarial.target is None:
         return None
-    hit = adversarial.success
-    got = predict(defended, adversarial.x_adv[hit])
+    hit = adversarial.success.cpu()
+    got = attacked[hit]
     on_target = int((got == adversarial.target[hit].cpu()).sum())
     on_true = int((got == adversarial.y[hit].cpu()).sum())
     return {"target": on_target, "true": on_true, "other": int(hit.sum()) - on_target - on_true}

@@ -175,9 +175,8 @@ class MagNet(nn.Module):
             raise ValueError("MagNet's detectors in colour ask the classifier: give classifier=")
         device = next(nets.parameters()).device
         with torch.no_grad():
-            scores = torch.cat([self.scores(part.to(device)) for part in clean.split(256)])
-        found = thresholds(scores.cpu(), false_positives, joint=joint)
-        self.register_buffer("thresholds", found.to(device))
+            scores = torch.cat([self.scores(part.to(device)) for part in clean.split(64)])
+        self.register_buffer("thresholds", thresholds(scores, false_positives, joint=joint))
 
     def forward(self, images: Tensor) -> Tensor:
         self._check(images)
