@@ -102,7 +102,6 @@ def frontier() -> Iterator[Case]:
     yield Case("mnist5k", "anet", "none", under=(original,), images=16)
 
 
-PAPERS = ("fgsm", "deepfool", "jsma", "carlini_wagner_l2")
 STRENGTHS = (
     *(AttackSettings("fgsm", {"eps": eps}) for eps in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)),
     *(
@@ -142,7 +141,9 @@ def unseen() -> Iterator[Case]:
     for name in ("none", "threshold", "denoiser"):
         yield Case("mnist5k", "anet", name)
         yield Case("mnist5k", "anet", name, under=UNSEEN)
-    for learns in (*((name,) for name in PAPERS), *(without(name) for name in PAPERS), ()):
+    four = paper_attacks("mnist5k")
+    ones, threes = [(a,) for a in four], [tuple(b for b in four if b != a) for a in four]
+    for learns in (*ones, *threes, four):
         yield Case("mnist5k", "anet", "pix2pix", learns=learns)
         yield Case("mnist5k", "anet", "pix2pix", learns=learns, under=UNSEEN)
 
@@ -153,9 +154,26 @@ def strengths() -> Iterator[Case]:
         yield Case("mnist5k", "anet", name, under=STRENGTHS)
 
 
-def without(name: str) -> tuple[str, ...]:
-    """Return the paper's attacks but one."""
-    return tuple(other for other in PAPERS if other != name)
+RIVALS = (
+    "none", "threshold", "denoiser", "defense_gan", "magnet", "adversarial_fgsm",
+    "adversarial_pgd", "finetuned", "ape_gan", "pix2pix",
+)  # fmt: skip
+
+
+def rivals() -> Iterator[Case]:
+    """Notebook 10: every defence of the course before anet, under the paper's attacks."""
+    for name in RIVALS:
+        yield Case("mnist5k", "anet", name)
+
+
+def table6() -> Iterator[Case]:
+    """Notebook 10: Defense-GAN's classifiers, FGSM with eps 0.3 and C&W (the paper's Table 6)."""
+    _, _, _, carlini_wagner = paper_attacks("mnist5k")
+    two = (AttackSettings("fgsm", {"eps": 0.3}), carlini_wagner)
+    for classifier in ("d", "a", "c", "b"):
+        for name in RIVALS:
+            settings = {"eps": 0.3} if name.startswith("adversarial") else {}
+            yield Case("mnist5k", classifier, name, settings, under=two, learns=two)
 
 
 def desk_crossed() -> Iterator[Case]:
@@ -181,7 +199,8 @@ FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
     "colour": colour, "colour-curves": colour_curves, "transfer": transfer,
     "transfer-curves": transfer_curves, "unseen": unseen,
-    "strengths": strengths, "desk-table2": desk, "desk-table4": desk_crossed,
+    "strengths": strengths, "rivals": rivals, "table6": table6,
+    "desk-table2": desk, "desk-table4": desk_crossed,
 }  # fmt: skip
 
 
@@ -210,11 +229,8 @@ def main() -> None:
 def measure(lab: Lab, case: Case, path: Path) -> None:
     """Append a record per attack that the file does not have yet."""
     some = paper_attacks(case.dataset)[: case.attacks]
-    if case.learns:
-        learned = [a for a in paper_attacks(case.dataset) if a.name in case.learns]
-    else:
-        learned = list(some)
-    seen = {"attacks": learned} if case.defense in ("pix2pix", "finetuned") else {}
+    learned = case.learns or some
+    seen = {"attacks": learned} if case.defense in ("pix2pix", "finetuned", "ape_gan") else {}
     owner = case.trained_for or case.classifier
     defense = lab.defense(case.defense, classifier=owner, **seen, **case.settings)
     wanted = {
