@@ -77,7 +77,9 @@ def test_bpda_refuses_a_stand_in_of_another_shape() -> None:
     x = images(2)
     with pytest.raises(ValueError, match=r"identity returns \(2, 1, 4, 4\) and Flatten \(2, 16\)"):
         bpda(nn.Flatten())(x)
-    with pytest.raises(ValueError, match=r"backward returns \(2, 16\) and Threshold \(2, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"backward returns \(2, 16\) and Threshold \(2, 1, 4, 4\)"
+    ):
         bpda(Threshold(), nn.Flatten())(x)
     assert bpda(nn.Flatten(), lambda images: images.flatten(1))(x).shape == (2, 16)
 
@@ -86,7 +88,9 @@ def test_through_bpda_a_threshold_falls() -> None:
     net, (x, y) = network(), batch(24)
     whole = nn.Sequential(bpda(Threshold()), net).eval()
     y = whole(x).argmax(1)
-    left = [float(fooled(whole, x, y, pgd(whole, x, y, eps=eps)).float().mean()) for eps in (0, 0.3)]
+    left = [
+        float(fooled(whole, x, y, pgd(whole, x, y, eps=eps)).float().mean()) for eps in (0, 0.3)
+    ]
     assert left[0] == 0
     assert left[1] > 0.8
     with pytest.raises(RuntimeError, match="does not require grad"):

@@ -9,6 +9,7 @@ What they look for: Athalye et al. 2018, Carlini et al. 2019 (arXiv 1902.06705),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,35 +40,47 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 # --- from accuracies that were measured -----------------------------------------------------------
 
 
+def chance(n: int) -> float:
+    """Return what two shares of n images may differ by where a defence draws at random.
+
+    Two standard errors of a difference at worst, on top of `POINTS`.
+    """
+    return POINTS + 2 * math.sqrt(0.5 / max(1, n))
+
+
 def weaker_attacker_wins(
-    right: Mapping[str, Tensor], eps: Sequence[float], best: str = "white-box"
-) -> str | None:
+    right: Mapping[str, Tensor], eps: Sequence[float], best: str = "white-box",
+    slack: float = POINTS,
+) -> str | None:  # fmt: skip
     """Say where an attacker who knows less fools more of the same images than the best one.
 
     Args:
         right: by the attacker's name, which images stay right at each eps, (E, N) bool.
         eps: the sizes, E of them.
         best: the name of the one who knows everything.
+        slack: what shares may differ by, here and in the next three; see `chance`.
     """
     found = []
     for name, theirs in right.items():
         lost = (right[best].float().mean(dim=1) - theirs.float().mean(dim=1)).tolist()
         worst = max(range(len(lost)), key=lost.__getitem__)
-        if lost[worst] > POINTS:
+        if lost[worst] > slack:
             mine, other = (100 * float(r[worst].float().mean()) for r in (right[best], theirs))
-            found.append(f"{name} leaves {other:.1f} % right at eps {eps[worst]:g}, {mine:.1f} %")
+            found.append(
+                f"{name} leaves {other:.1f} % right at eps {eps[worst]:g}, {best} {mine:.1f} %"
+            )
     if not found:
         return None
-    return f"a weaker attacker beats {best}, so {best} is broken: {'; '.join(found)}"
+    return f"an attacker who knows less fools more, so {best} is broken: {'; '.join(found)}"
 
 
 def more_succeeds_less(
-    right: Sequence[Tensor], budget: Sequence[float], what: str = "eps"
+    right: Sequence[Tensor], budget: Sequence[float], what: str = "eps", slack: float = POINTS
 ) -> str | None:
     """Say where a larger budget fools fewer images than a smaller one: each (N,) bool."""
     left = [float(r.float().mean()) for r in right]
     for i in range(1, len(left)):
-        if left[i] > min(left[:i]) + POINTS:
+        if left[i] > min(left[:i]) + slack:
             before = min(range(i), key=left.__getitem__)
             return (
                 f"more succeeds less: {what} {budget[before]:g} leaves {100 * left[before]:.1f} % "
@@ -76,18 +89,18 @@ def more_succeeds_less(
     return None
 
 
-def steps_still_gain(few: Tensor, many: Tensor, steps: int) -> str | None:
+def steps_still_gain(few: Tensor, many: Tensor, steps: int, slack: float = POINTS) -> str | None:
     """Say if doubling the steps fools over half a point more; which stay right, (N,) bool."""
     before, after = (100 * float(r.float().mean()) for r in (few, many))
-    if before - after <= 100 * POINTS:
+    if before - after <= 100 * slack:
         return None
     return f"{steps} steps are too few: twice as many leave {after:.1f} % right, not {before:.1f} %"
 
 
-def unbounded_fails(right: Tensor) -> str | None:
+def unbounded_fails(right: Tensor, slack: float = 0.0) -> str | None:
     """Say if images stay right, (N,) bool, that may be changed into anything at all (eps 1)."""
     left = int(right.sum())
-    if not left:
+    if left <= slack * len(right):
         return None
     return f"eps 1 allows any image, yet {left} of {len(right)} are still right: the attack fails"
 
@@ -120,15 +133,21 @@ def zero_gradients(model: nn.Module, x: Tensor, y: Tensor) -> str | None:
 
 def random_without_eot(model: nn.Module, x: Tensor) -> str | None:
     """Say if two looks at the same images differ and no `eot` averages over such differences."""
-    if any(isinstance(module, Eot) for module in model.modules()):
-        return None
-    first, again = (_logits(model, x[:ALIKE]) for _ in range(2))
-    if not (changed := _unlike(first, again)):
+    changed = differing(model, x)
+    if not changed or any(isinstance(module, Eot) for module in model.modules()):
         return None
     return (
-        f"the logits of {changed} of {len(first)} images differ from one look to the next: attack "
-        "eot(model, samples), not one draw"
+        f"the logits of {changed} of {len(x[:ALIKE])} images differ from one look to the next: "
+        "attack eot(model, samples), not one draw"
     )
+
+
+def differing(model: nn.Module, x: Tensor) -> int:
+    """Return for how many of the first images two looks differ: 0 for a model that is not random.
+
+    Draws from torch's global random state where the model does.
+    """
+    return _unlike(*(_logits(model, x[:ALIKE]) for _ in range(2)))
 
 
 def batch_matters(model: nn.Module, x: Tensor) -> str | None:
@@ -334,7 +353,9 @@ class _Reader(nn.Module):
         centre = self.features[:-1].mean(dim=0)
         within, planted = self.features[:-1] - centre, self.features[-1] - centre
         scatter = within.T @ within / len(within)
-        scatter.diagonal().add_(1e-3 * scatter.diagonal().mean() + 1e-12)
+        # Shrunk half-way to a plain difference of means: unshrunk, with fewer points than features,
+        # it hangs on units that are dead inside, and good attacks miss up to 40 % on good networks.
+        scatter.diagonal().add_(scatter.diagonal().mean() + 1e-12)
         weight = torch.linalg.solve(scatter, planted)
         nearest, score = float((within @ weight).max()), float(planted @ weight)
         if score - nearest <= 1e-3 * score:
