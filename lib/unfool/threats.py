@@ -75,7 +75,14 @@ class Threats:
 
 @dataclass(frozen=True)
 class Attackers:
-    """The attack of each attacker, but for eps; see `threat_levels`."""
+    """What each attacker does, all settings but eps; see `threat_levels`.
+
+    Attributes:
+        draws: random corners that "noise" tries, at least 1.
+        transfer: of "transfer" and "surrogate", on a model of theirs.
+        black_box: an attack that asks for scores only.
+        white_box: an attack with a setting `steps`, which a guard doubles.
+    """
 
     draws: int = 10
     transfer: AttackSettings = field(default_factory=lambda: AttackSettings("pgd"))
