@@ -210,6 +210,7 @@ def test_more_must_not_succeed_less_nor_twice_the_steps_more() -> None:
     assert "eps 0.2 leaves 40.0 % right and eps 0.3 60.0 %" in said
     assert guards.steps_still_gain(*rights(0.5, 0.495), 40) is None
     assert guards.steps_still_gain(*rights(0.5, 0.55), 40) is None
+    assert guards.steps_still_gain(*rights(0.5, 0.48, n=50), 40) is None  # a single image
     said = guards.steps_still_gain(*rights(0.5, 0.48), 40)
     assert said is not None
     assert "40 steps are too few: twice as many leave 48.0 % right, not 50.0 %" in said
