@@ -36,6 +36,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "carlini_wagner_l2": {"searches": 1, "steps": 3}, "carlini_wagner_l0": {"steps": 3},
     "carlini_wagner_linf": {"steps": 3}, "lbfgs": {"searches": 1, "steps": 2},
     "ead": {"searches": 1, "steps": 3}, "ddn": {"steps": 3}, "fmn": {"steps": 3},
+    "apgd": {"steps": 3, "targets": 1}, "square": {"queries": 5},
 }  # fmt: skip
 """Settings that keep a test of the frame, not of the strength, short."""
 

@@ -180,23 +180,27 @@ def test_the_adversarial_set_is_what_it_says(cold: Built) -> None:
     assert (one.classifier, one.dataset, one.split) == ("anet", "mnist5k", "test")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [("bim", {"steps": 3}), ("square", {"queries": 3})]
+)  # fmt: skip
 def test_an_attack_that_was_killed_takes_up_where_it_was(
-    cold: Built, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = AttackSettings("bim", {"target": "random", "steps": 3})
+    name: str, settings: dict[str, Any], cold: Built, root: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    wanted = AttackSettings(name, {"target": "random", **settings})
     monkeypatch.setattr(lab_room.attacks, "SIGN_FAMILY", ())  # as an attack that takes its time
     monkeypatch.setattr(lab_room, "BLOCK", 7)
     whole = Lab("smoke", store=cold.lab.store).adversarial_set(wanted)
     asked: list[int] = []
 
-    def bim(net: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    def stops(net: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
         if sum(asked) == 14 and not resumed:
             raise KeyboardInterrupt
         asked.append(len(x))
         return real(net, x, y, **settings)
 
-    real, resumed = ATTACKS["bim"], False
-    monkeypatch.setitem(ATTACKS, "bim", bim)
+    real, resumed = ATTACKS[name], False
+    monkeypatch.setitem(ATTACKS, name, stops)
     copy = Store(tmp_path / "store")
     with pytest.raises(KeyboardInterrupt):
         Lab("smoke", store=copy).adversarial_set(wanted)

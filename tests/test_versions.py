@@ -72,6 +72,15 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
             "attacks/_guard.py",
         ],
     ),
+    "attacks.apgd": (
+        "VERSION",
+        ["attacks/apgd.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
+         "attacks/_guard.py"],
+    ),
+    "attacks.square": (
+        "VERSION",
+        ["attacks/square.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/_guard.py"],
+    ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
     "defenses.finetuned": ("VERSION", ["defenses/finetuned.py"]),
     "defenses.wgan_gp": ("VERSION", ["defenses/wgan_gp.py"]),

@@ -729,6 +729,8 @@ class Lab:
             file = folder / f"checkpoint-{start}.safetensors"
             if made:
                 settings["target"] = made["target"][rows].to(self.device)
+            if start:  # what a block draws must not depend on whether others were drawn in this run
+                generator = torch.Generator().manual_seed(self.seed + start)
             if not file.exists():
                 x_adv = ATTACKS[wanted.name](
                     net, x[rows].to(self.device), y[rows].to(self.device), generator=generator,

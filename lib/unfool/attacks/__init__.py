@@ -14,6 +14,9 @@ from torch import Tensor
 
 from unfool.attacks._descent import lead
 from unfool.attacks._guard import random_targets
+from unfool.attacks.adaptive import bpda, eot
+from unfool.attacks.apgd import VERSION as _APGD
+from unfool.attacks.apgd import apgd
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
 from unfool.attacks.carlini_wagner_l0 import VERSION as _CARLINI_WAGNER_L0
@@ -34,6 +37,8 @@ from unfool.attacks.lbfgs import VERSION as _LBFGS
 from unfool.attacks.lbfgs import lbfgs
 from unfool.attacks.sign import VERSION as _SIGN
 from unfool.attacks.sign import bim, fgsm, pgd, r_fgsm, r_llc
+from unfool.attacks.square import VERSION as _SQUARE
+from unfool.attacks.square import square
 
 __all__ = [
     "ATTACKS",
@@ -41,13 +46,16 @@ __all__ = [
     "VERSIONS",
     "Attack",
     "AttackSettings",
+    "apgd",
     "bim",
+    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
     "deepfool",
     "ead",
+    "eot",
     "fgsm",
     "fmn",
     "jsma",
@@ -58,6 +66,7 @@ __all__ = [
     "r_fgsm",
     "r_llc",
     "random_targets",
+    "square",
 ]
 
 
@@ -69,7 +78,8 @@ shape, dtype and device of x, in [0, 1], detached. The model comes back as it wa
 """
 
 SIGN_FAMILY = frozenset({"fgsm", "r_fgsm", "r_llc", "bim", "pgd"})
-"""Attacks that always return their perturbed image; the others return the original on failure."""
+"""Attacks that always return their perturbed image; the others return the original on failure,
+but for apgd and square, which leave alone only what is misclassified already."""
 
 ATTACKS: dict[str, Attack] = {
     "fgsm": fgsm,
@@ -86,6 +96,8 @@ ATTACKS: dict[str, Attack] = {
     "ead": ead,
     "ddn": ddn,
     "fmn": fmn,
+    "apgd": apgd,
+    "square": square,
 }
 
 VERSIONS: dict[str, int] = {
@@ -99,6 +111,8 @@ VERSIONS: dict[str, int] = {
     "ead": _EAD,
     "ddn": _DDN,
     "fmn": _FMN,
+    "apgd": _APGD,
+    "square": _SQUARE,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

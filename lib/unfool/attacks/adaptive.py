@@ -1,0 +1,98 @@
+"""What an attacker puts around a defence that gives no gradient, or another one at every look.
+
+`bpda` and `eot` are no attacks. They turn a defence into a model that any attack of this package
+climbs, and they change nothing about the defence itself: an image that is found has still to fool
+the real thing. Explained in notebook 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from unfool.attacks._guard import check_number
+
+
+def bpda(module: nn.Module, backward: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """Return `module` with another gradient: backward pass differentiable approximation.
+
+    Forwards it is `module`, to the bit. Backwards it is as if `backward` had stood there: Athalye
+    et al. 2018. It composes, `nn.Sequential(bpda(Threshold()), net)`. Explained in notebook 12.
+
+    Args:
+        module: images (N, C, H, W) -> images, with no gradient, or with one that misleads.
+        backward: a smooth function or module that is roughly `module`, such as
+            `lambda x: torch.sigmoid(10 * (x - 0.5))` for a threshold. By default the identity:
+            right for defences that return about the image that they were given.
+
+    Raises:
+        ValueError: when called, where `backward` and `module` return different shapes.
+    """
+    return _Bpda(module, backward)
+
+
+class _Bpda(nn.Module):
+    def __init__(self, module: nn.Module, backward: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.module, self.backward_as = module, backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen: Tensor = self.module(x)
+        smooth = x if self.backward_as is None else self.backward_as(x)
+        if smooth.shape != seen.shape:
+            what = "the identity" if self.backward_as is None else "backward"
+            raise ValueError(
+                f"bpda: {what} returns {tuple(smooth.shape)} and {type(self.module).__name__} "
+                f"{tuple(seen.shape)}: give backward=, a function to the latter"
+            )
+        return seen + (smooth - smooth.detach())  # the bracket is 0, but for its gradient
+
+
+def eot(model: nn.Module, samples: int = 20, *, seed: int | None = None) -> nn.Module:
+    """Return a model whose logits are the mean of `samples` draws of a randomised model's.
+
+    Expectation over transformation: Athalye et al. 2018b. The gradient of a loss that is linear in
+    the logits, such as a margin, is then the mean of the draws' gradients. We average logits
+    rather than probabilities, as attacks ask for logits, and a draw that is sure of itself passes
+    nearly no gradient through its softmax. Explained in notebook 12.
+
+    The draws run one after the other: a defence may draw once for a whole batch.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, classes), random also in eval mode.
+        samples: draws per call, at least 1; the standard error falls with their root. Each costs a
+            pass forwards and backwards.
+        seed: of a stream of random numbers of its own: every call draws anew, a new `eot` with the
+            same seed draws the same again, and torch's global random state stays as it was. By
+            default the global state is drawn from and moves.
+
+    Raises:
+        TypeError, ValueError: samples is no whole number from 1 on.
+    """
+    check_number("samples", samples, 1, whole=True)
+    return Eot(model, samples, seed)
+
+
+class Eot(nn.Module):
+    """See `eot`."""
+
+    def __init__(self, model: nn.Module, samples: int, seed: int | None) -> None:
+        super().__init__()
+        self.model, self.samples = model, samples
+        self.seeds = None if seed is None else Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seeds is None:
+            return self._mean(x)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.seeds)))
+            return self._mean(x)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        total: Tensor = self.model(x)
+        for _ in range(self.samples - 1):
+            total = total + self.model(x)
+        return total / self.samples

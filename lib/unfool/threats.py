@@ -1,0 +1,380 @@
+"""What a defence is worth against attackers who know more and more of it.
+
+A threat model says what the attacker knows, what he may ask, and how far he may move a pixel.
+`threat_levels` measures one defence against five of them on the same images, and asks every guard
+of `guards` whether the strongest was as strong as he could be: what a failed attack leaves right is
+only an upper bound of the accuracy. Explained in notebooks 11 and 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from unfool import guards
+from unfool.attacks import ATTACKS, AttackSettings
+from unfool.attacks._draws import generators, seeds_for, uniform
+from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks.sign import check_eps
+from unfool.evaluation import defended, predict
+from unfool.progress import Progress
+
+LEVELS = {
+    "noise": ("nothing", "none"),
+    "transfer": ("f", "gradients"),
+    "surrogate": ("f+design", "gradients"),
+    "black-box": ("nothing", "scores"),
+    "white-box": ("everything", "gradients"),
+}
+"""What each attacker knows and may ask, in the words of `evaluation.Record`."""
+
+WATCHED = 8  # images that are attacked one by one, for the guards that watch
+PLANTED = 16  # images of the binarisation test
+
+
+@dataclass(frozen=True)
+class Threats:
+    """A defence against each attacker.
+
+    Attributes:
+        eps: the sizes, E of them, in units of the [0, 1] range.
+        clean: images that are right unattacked, (N,) bool.
+        right: by level, images that are right unattacked and attacked, (E, N) bool.
+        warnings: what the guards say.
+    """
+
+    eps: tuple[float, ...]
+    clean: Tensor
+    right: dict[str, Tensor]
+    warnings: tuple[str, ...]
+
+    @property
+    def worst(self) -> Tensor:
+        """Return which images are right under every attacker, (E, N) bool."""
+        return torch.stack(list(self.right.values())).all(dim=0)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return a row per level and eps: level, knowledge, access, eps, n, accuracy in [0, 1]."""
+        rows = [(name, *LEVELS[name], right) for name, right in self.right.items()]
+        rows.append(("worst of all", "", "", self.worst))
+        return [
+            {
+                "level": name, "knowledge": knowledge, "access": access, "eps": eps,
+                "n": len(self.clean), "accuracy": float(right[i].float().mean()),
+            }
+            for name, knowledge, access, right in rows
+            for i, eps in enumerate(self.eps)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attackers:
+    """What each attacker does, all settings but eps; see `threat_levels`.
+
+    Attributes:
+        draws: random corners that "noise" tries, at least 1.
+        transfer: of "transfer" and "surrogate", on a model of theirs.
+        black_box: an attack that asks for scores only.
+        white_box: an attack with a setting `steps`, which a guard doubles.
+    """
+
+    draws: int = 10
+    transfer: AttackSettings = field(default_factory=lambda: AttackSettings("pgd"))
+    black_box: AttackSettings = field(
+        default_factory=lambda: AttackSettings("square", {"queries": 1000})
+    )
+    white_box: AttackSettings = field(
+        default_factory=lambda: AttackSettings("apgd", {"steps": 40, "targets": 3})
+    )
+
+    def __post_init__(self) -> None:
+        check_number("draws", self.draws, 1, whole=True)
+        if "steps" not in self.white_box.settings:
+            raise ValueError(
+                f"white_box {self.white_box.name} has no steps among its settings: a guard doubles "
+                "them, so say how many"
+            )
+
+
+def threat_levels(
+    classifier: nn.Module,
+    defense: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Sequence[float] = (0.05, 0.1, 0.15, 0.3),
+    surrogate: nn.Module | None = None,
+    attacked: nn.Module | Sequence[nn.Module] = (),
+    attackers: Attackers | None = None,
+    guarded: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Threats:
+    """Measure a defence against attackers of growing knowledge, in L-infinity, on the same images.
+
+    "noise" knows nothing: the worst of some random corners of the ball. "transfer" attacks the
+    classifier alone, "surrogate" the classifier behind a defence that he trained himself,
+    "black-box" asks the defended classifier for scores, "white-box" climbs its gradient. An image
+    that is wrong unattacked is wrong at every level. Explained in notebook 11.
+
+    Args:
+        classifier: images (N, C, H, W) in [0, 1] -> logits.
+        defense: images -> images before it, or a model in its place; None: the classifier alone.
+        x: images (N, C, H, W), float32 in [0, 1]; y: true classes (N,), int64.
+        eps: sizes of the ball, growing, above 0 and up to 1.
+        surrogate: a defence like `defense`; without it its level is left out.
+        attacked: what the white-box attacker climbs in place of the defended classifier, where that
+            has no good gradient: `nn.Sequential(bpda(defense), classifier)`, `eot(...)`. Of several
+            an image must withstand all; the guards look at the first.
+        attackers: their attacks; by default PGD, Square with 1,000 queries and a quick APGD.
+        guarded: whether to ask the guards, which takes about as long again as the white box. Of a
+            randomised defence not all can be asked, and they allow for chance.
+        seed: of all attacks, and of a randomised defence. The global random state stays as it was.
+        progress: called as `progress(attacks done, all, level)`.
+
+    Raises:
+        TypeError, ValueError: an input is not as above; the defence is not fit to be measured, see
+            `check_defense`; no gradient reaches the images, and the message names the module.
+    """
+    check_inputs(x, y)
+    check_grid(eps)
+    if defense is not None:
+        check_defense(defense, x)
+    whole = defended(classifier, defense)
+    climbed = [attacked] if isinstance(attacked, nn.Module) else list(attacked) or [whole]
+    for model in climbed:
+        check_gradient(model, x)
+    trial = _Trial(whole, x, y, tuple(eps), attackers or Attackers(), seed, progress)
+    victims = {"transfer": [classifier], "surrogate": [], "black-box": [whole]}
+    if surrogate is not None:
+        victims["surrogate"] = [defended(classifier, surrogate)]
+    with _seeded(seed):
+        return trial.run(victims | {"white-box": climbed}, guarded)
+
+
+@dataclass
+class _Trial:
+    whole: nn.Module
+    x: Tensor
+    y: Tensor
+    eps: tuple[float, ...]
+    by: Attackers
+    seed: int
+    progress: Progress | None
+    done: int = 0
+
+    def run(self, victims: dict[str, list[nn.Module]], guarded: bool) -> Threats:
+        self.total = len(self.eps) * (1 + sum(len(models) for models in victims.values()))
+        clean = predict(self.whole, self.x) == self.y.cpu()
+        right = {"noise": clean & torch.stack([self._noise(eps) for eps in self.eps])}
+        for level, models in victims.items():
+            if models:
+                each = [clean & self._withstands(level, models, eps) for eps in self.eps]
+                right[level] = torch.stack(each)
+        warnings = self._warnings(victims["white-box"], clean, right) if guarded else ()
+        return Threats(self.eps, clean, right, tuple(warnings))
+
+    def _warnings(
+        self, climbed: list[nn.Module], clean: Tensor, right: dict[str, Tensor]
+    ) -> Iterator[str]:
+        yield from (said for said in self._all_guards(climbed, clean, right) if said)
+
+    def _all_guards(
+        self, climbed: list[nn.Module], clean: Tensor, right: dict[str, Tensor]
+    ) -> Iterator[str | None]:
+        """Yield what each guard says; the costly ones look at the first model that was climbed."""
+        best, model = right["white-box"], climbed[0]
+        random = guards.differing(self.whole, self.x) > 0
+        slack = guards.chance(len(self.x)) if random else guards.POINTS
+        yield guards.weaker_attacker_wins(right, self.eps, slack=slack)
+        yield guards.more_succeeds_less(list(best), self.eps, slack=slack)
+        yield guards.zero_gradients(model, self.x, self.y)
+        yield guards.random_without_eot(model, self.x)
+        if not clean.any():
+            return
+        # Where about half of the images fall there is most to win and to lose.
+        half = (best.float().mean(dim=1) - clean.float().mean() / 2).abs()
+        middle, steps = int(half.argmin()), int(self.by.white_box.settings["steps"])
+        more = clean & self._withstands("white-box", climbed, self.eps[middle], steps=2 * steps)
+        yield guards.steps_still_gain(best[middle], more, steps, slack)
+        yield guards.more_succeeds_less([best[middle], more], [steps, 2 * steps], "steps", slack)
+        left = self._withstands("white-box", climbed, 1.0)[clean]
+        yield guards.unbounded_fails(left, slack if random else 0.0)
+        if not random:  # these need the same answer twice
+            yield guards.batch_matters(self.whole, self.x)
+            yield from self._watching_guards(model, clean, best[middle], self.eps[middle])
+
+    def _watching_guards(
+        self, model: nn.Module, clean: Tensor, right: Tensor, eps: float
+    ) -> Iterator[str | None]:
+        attack = self._attack(self.by.white_box, eps)
+        if model is not self.whole:
+            x_adv = attack(model, self.x, self.y)
+            fools = [predict(m, x_adv) != self.y.cpu() for m in (model, self.whole)]
+            yield guards.does_not_carry_over(clean & fools[0], fools[1])
+        hard = right.nonzero().flatten()[:WATCHED].to(self.x.device)
+        watched = guards.watch(model, attack, self.x[hard], self.y[hard])
+        yield guards.silent_success(watched)
+        yield guards.still_climbing(watched)
+        some = clean.nonzero().flatten()[:PLANTED].to(self.x.device)
+        found = guards.binarise(model, attack, self.x[some], eps=eps, seed=self.seed)
+        yield guards.planted_is_missed(found)
+
+    def _withstands(self, level: str, models: list[nn.Module], eps: float, **more: Any) -> Tensor:
+        """Return which images the whole model gets right, attacked on each of the models."""
+        kinds = {"black-box": self.by.black_box, "white-box": self.by.white_box}
+        attack = self._attack(kinds.get(level, self.by.transfer), eps, **more)
+        right = torch.ones(len(self.x), dtype=torch.bool)
+        for model in models:
+            x_adv = attack(model, self.x, self.y)
+            right &= predict(self.whole, x_adv) == self.y.cpu()
+            self._tell(level)
+        return right
+
+    def _attack(self, wanted: AttackSettings, eps: float, **more: Any) -> guards.Attack:
+        def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            generator = Generator().manual_seed(self.seed)
+            settings = {**wanted.settings, "eps": eps, **more}
+            return ATTACKS[wanted.name](model, x, y, generator=generator, **settings)
+
+        return attack
+
+    def _noise(self, eps: float) -> Tensor:
+        """Return which images are right at each of some random corners of the ball, (N,) bool."""
+        own = generators(seeds_for(self.x, Generator().manual_seed(self.seed)))
+        right = torch.ones(len(self.x), dtype=torch.bool)
+        for _ in range(self.by.draws):
+            moved = self.x + eps * uniform(own, tuple(self.x.shape[1:]), self.x).sign()
+            right &= predict(self.whole, moved.clamp(0, 1)) == self.y.cpu()
+        self._tell("noise")
+        return right
+
+    def _tell(self, level: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(min(self.done, self.total), self.total, level)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed what a randomised defence draws from, and put the global random state back."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def check_grid(eps: Sequence[float]) -> None:
+    """Refuse sizes that do not grow, or do not lie above 0 and up to 1."""
+    if not len(eps):
+        raise ValueError("eps is empty: give at least one size, such as [0.05, 0.1, 0.15]")
+    for size in eps:
+        check_eps(size)
+    if eps[0] == 0:
+        raise ValueError("eps starts with 0, which attacks nothing: leave it out")
+    if any(b <= a for a, b in pairwise(eps)):
+        raise ValueError(f"eps must grow, not {list(eps)}: use sorted(set(eps))")
+
+
+def check_defense(defense: nn.Module, images: Tensor) -> None:
+    """Refuse a defence that cannot be measured fairly; it stays as it was, and so does chance.
+
+    Args:
+        defense: images -> images, or with `replaces_classifier` images -> logits.
+        images: some to try it on, (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: it returns another shape or type; it leaves [0, 1]; it holds a state from one
+            call to the next; it is in train mode and that makes a difference.
+    """
+    name, some = type(defense).__name__, images[:4]
+    before = {key: value.clone() for key, value in defense.state_dict().items()}
+    try:
+        with frozen(defense):
+            first = _seen(defense, some)
+            _check_output(defense, some, first)
+            _seen(defense, some.flip(0) / 2)
+            again = _seen(defense, some)
+        changed = [k for k, v in defense.state_dict().items() if not torch.equal(v, before[k])]
+        as_given = _seen(defense, some)
+    finally:
+        defense.load_state_dict(before)
+    if changed or _differ(first, again):
+        what = f"its {changed[0]!r} changed" if changed else "the second answer was another"
+        raise ValueError(
+            f"{name} holds a state between calls ({what} on the same images with the same random "
+            "numbers): let forward() depend on its input and torch's global random state alone"
+        )
+    if _differ(as_given, first):
+        raise ValueError(f"{name} is in train mode: call {name}.eval() first")
+
+
+def _check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
+    name = type(defense).__name__
+    if getattr(defense, "replaces_classifier", False):
+        return  # the attacks check logits
+    if out.shape != images.shape or out.dtype != images.dtype:
+        raise ValueError(
+            f"{name} returns {tuple(out.shape)} {out.dtype} for images {tuple(images.shape)} "
+            f"{images.dtype}: a purifier keeps both; set replaces_classifier = True on a classifier"
+        )
+    if not bool(((out >= 0) & (out <= 1)).all()):  # NaN is refused, too
+        low, high = out.aminmax()
+        raise ValueError(f"{name} leaves [0, 1], to [{low:.3g}, {high:.3g}]: end it with clamp")
+
+
+@torch.no_grad()
+def _seen(defense: nn.Module, images: Tensor) -> Tensor:
+    with _seeded(0):
+        out: Tensor = defense(images)
+    return out.clone()
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return a.shape != b.shape or not torch.allclose(a, b, atol=1e-5, equal_nan=True)
+
+
+def check_gradient(model: nn.Module, x: Tensor) -> None:
+    """Refuse a model that passes no gradient back to the images, and name the module at fault.
+
+    Raises:
+        ValueError: with the module's name, and `bpda` as the remedy.
+    """
+    stops: list[str] = []
+    with frozen(model), torch.enable_grad(), _seeded(0):
+        images = x[:2].detach().clone().requires_grad_(True)
+        hooks = [
+            module.register_forward_hook(_note(stops, path))
+            for path, module in model.named_modules()
+        ]
+        try:
+            logits = model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        gradient = None
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
+    if gradient is None:
+        where = stops[0] if stops else type(model).__name__
+        raise ValueError(
+            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: pass "
+            "attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
+        )
+
+
+def _note(stops: list[str], path: str) -> Callable[[nn.Module, Any, Any], None]:
+    def note(module: nn.Module, inputs: Any, out: Any) -> None:
+        came = any(isinstance(i, Tensor) and i.requires_grad for i in inputs)
+        if came and isinstance(out, Tensor) and not out.requires_grad:
+            stops.append(f"{type(module).__name__}" + (f" ({path})" if path else ""))
+
+    return note
