@@ -35,6 +35,7 @@ from unfool.notebooks import (
 SOLUTIONS = REPO / "solutions"
 EXERCISES = REPO / "exercises"
 COMMAND = "make exercises"
+SECONDS = 120.0  # that a solution notebook may take; it takes about five
 TEACHERS = {"wrong-answer", "teacher"}  # tags of cells that learners never get
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HIDDEN_BEGIN, HIDDEN_END = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
@@ -127,7 +128,7 @@ def run_solution(path: Path, build: Path) -> None:
     Raises:
         UsageError: a cell failed.
     """
-    result = execute(path, build / path.name)
+    result = execute(path, build / path.name, timeout=SECONDS)
     if not result.ok:
         raise UsageError(f"{path.name} failed: {result.error}")
     write(clean(nbformat.read(build / path.name, as_version=4)), path)

@@ -161,15 +161,20 @@ class Draw:
         return flat.view(shape)
 
     def classifier(self, *image: int, classes: int = 4) -> nn.Module:
-        """Return a small smooth random classifier of images of this shape, in eval mode."""
+        """Return a small smooth random classifier of images of this shape, in eval mode.
+
+        On noise it names every class about as often.
+        """
         size = math.prod(image)
         first, last = nn.Linear(size, 12), nn.Linear(12, classes)
         with torch.no_grad():
             first.weight.copy_(self.normal(12, size) * (3 / size**0.5))
             last.weight.copy_(self.normal(classes, 12))
             first.bias.copy_(0.3 * self.normal(12))
-            last.bias.copy_(0.3 * self.normal(classes))
-        return nn.Sequential(nn.Flatten(), first, nn.Tanh(), last).eval()
+            last.bias.zero_()
+            net = nn.Sequential(nn.Flatten(), first, nn.Tanh(), last).eval()
+            last.bias.copy_(-net(self.uniform(64, *image)).mean(0))
+        return net
 
 
 # -------------------------------------------------------------------------------- looking at results
