@@ -92,7 +92,8 @@ def _constants(value: object) -> Iterator[ast.AST]:
 
 
 def _calls(node: ast.Call) -> Iterator[ast.AST]:
-    if len(node.args) >= 2:  # the first two arguments swapped
+    symmetric = isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
+    if len(node.args) >= 2 and not symmetric:  # the first two arguments swapped
         yield ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
     for place in range(len(node.keywords)):  # a keyword forgotten
         kept = node.keywords[:place] + node.keywords[place + 1 :]

@@ -7,7 +7,6 @@ where to look. It returns when it found nothing.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import math
@@ -102,8 +101,10 @@ def _copy(value: Any) -> Any:
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, nn.Module):
         return {k: v.clone() for k, v in value.state_dict().items()}
-    if isinstance(value, list | tuple | dict):
-        return copy.deepcopy(value)
+    if isinstance(value, list | tuple):
+        return [_copy(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _copy(one) for key, one in value.items()}
     return value
 
 

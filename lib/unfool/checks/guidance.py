@@ -92,12 +92,13 @@ def kl_guide(answer: Answer, draw: Draw) -> None:
 @task("ex08_looks_clean")
 def looks_clean(answer: Answer, draw: Draw) -> None:
     """Images near the clean ones in mean L1, and still misread."""
-    n, near = 12, draw.number(0.08, 0.15)
+    n, near = 12, draw.whole(5, 9) / 64
     clean = draw.uniform(n, 3, 4, 4)
     sizes = torch.tensor([0.3, 0.7, 1.4, 2.0]).repeat(3)[:, None, None, None] * near
     spread = draw.uniform(n, 3, 4, 4, low=0.5, high=1.5)
     spread = spread / spread.mean((1, 2, 3), keepdim=True) * sizes
     purified = clean + torch.where(draw.mask(n, 3, 4, 4), spread, -spread)
+    clean[4], purified[4] = 0.5, 0.5 + near  # just near enough
     y, read = draw.labels(n, 5), draw.labels(n, 5)
     read[:4], read[4:8] = y[:4], (y[4:8] + 1) % 5
     distance = (purified - clean).abs()

@@ -82,7 +82,7 @@ def safe_eps(answer: Answer, draw: Draw) -> None:
 @task("ex05_pixels_needed")
 def pixels_needed(answer: Answer, draw: Draw) -> None:
     """How many pixels a budget in L2 can carry across the threshold, the cheapest first."""
-    x, budget = draw.uniform(4, 1, 4, 4), draw.whole(3, 4) / 8
+    x, budget = draw.uniform(12, 1, 4, 4), draw.whole(3, 4) / 8
     x[0] = 0.0
     x[0, 0, 2, 2] = 0.5 + budget  # one pixel that the budget just reaches
     counts = []
