@@ -104,10 +104,10 @@ def secrets(solution: NotebookNode, least: int = 12) -> list[str]:
     return [line for line in lines if len(line) >= least and bare(line) not in open_lines]
 
 
-def leaks(text: str, solution: NotebookNode) -> list[str]:
+def leaks(text: str, secret: list[str]) -> list[str]:
     """The secret lines that a text holds, spaces aside."""
     stripped = bare(text)
-    return [line for line in secrets(solution) if bare(line) in stripped]
+    return [line for line in secret if bare(line) in stripped]
 
 
 def words_of(nb: NotebookNode) -> str:
