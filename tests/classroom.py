@@ -79,7 +79,7 @@ def all_tasks() -> dict[str, Task]:
     return {task.name: task for path in sources() for task in tasks_of(read(path))}
 
 
-# ------------------------------------------------------------------------------------- the leak gate
+# ------------------------------------------------------------------------------------ the leak gate
 
 
 def regions(cell: NotebookNode) -> tuple[str, str]:

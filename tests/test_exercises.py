@@ -10,6 +10,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import anatomy
 from classroom import Task, all_tasks, leaks, read, secrets, tags, tasks_of, words_of
 from mutants import mutants
 from unfool import checks
-from unfool.checks import TASKS, demand, verdict
+from unfool.checks import TASKS, demand, judging, verdict
 from unfool.exercises import (
     COMMAND,
     EXERCISES,
@@ -79,7 +80,12 @@ def test_generating_twice_is_the_same_and_mends_what_is_stale(tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
-CELL = "def f(x):\n    y = x\n    ### BEGIN SOLUTION\n    y = 2 * x\n    ### END SOLUTION\n    return y"
+CELL = """def f(x):
+    y = x
+    ### BEGIN SOLUTION
+    y = 2 * x
+    ### END SOLUTION
+    return y"""
 
 
 def test_what_stands_between_the_delimiters_goes() -> None:
@@ -114,7 +120,7 @@ def test_what_stands_between_the_delimiters_goes() -> None:
 def test_delimiters_without_partner_are_refused(old: str, new: str) -> None:
     grading = {"solution": True}
     cell = new_code_cell(CELL.replace(old, new), metadata={"nbgrader": grading})
-    with pytest.raises(ValueError, match="without|has no"):
+    with pytest.raises(ValueError, match=r"without|has no"):
         exercise(new_notebook(cells=[cell]))
 
 
@@ -152,11 +158,15 @@ def notebook_problems(nb: NotebookNode) -> list[str]:
     problems += [] if len(essays) == 1 else [f"{len(essays)} written questions, one is asked"]
     texts = [c.source for c in nb.cells if c.source.startswith("## ")]
     stated = [re.match(r"## \d+\. .+ \((\d+) points?, (\d+) min\)\n", t) for t in texts]
-    problems += [f"no points and minutes: {t[:40]!r}" for t, s in zip(texts, stated) if not s]
+    problems += [
+        f"no points and minutes: {t[:40]!r}" for t, s in zip(texts, stated, strict=True) if not s
+    ]
     points = [int(g["points"]) for g in grading if g["grade"]]
     if points != [int(s[1]) for s in stated if s]:
         problems.append("the points in the headings are not those of the cells")
-    total = f"{len(texts)} tasks, {sum(points)} points, about {sum(int(s[2]) for s in stated if s)} m"
+    total = (
+        f"{len(texts)} tasks, {sum(points)} points, about {sum(int(s[2]) for s in stated if s)} m"
+    )
     problems += [] if total in nb.cells[1].source else [f"the second cell must say: {total}"]
     rubrics = [re.findall(r"^\| (\d) \|", t, re.MULTILINE) for t in texts]
     levels = [r for r in rubrics if r]
@@ -221,6 +231,26 @@ def test_notebook_rules_bite() -> None:
     assert len(task_problems(one)) == 5
 
 
+def table_of(nb: NotebookNode) -> list[str]:
+    """The rows that a notebook's tasks have in the teacher's table, what they teach left out."""
+    rows = []
+    for text, cell in pairwise(nb.cells):
+        found = re.match(r"## \d+\. .+ \((\d+) points?, (\d+) min\)", text.source)
+        if found:
+            rows.append(f"| `{cell.metadata.nbgrader.grade_id}` | {found[2]} | {found[1]} |")
+    return rows
+
+
+def test_teachers_table_is_that_of_the_notebooks() -> None:
+    guide = (REPO / "solutions" / "README.md").read_text("utf-8")
+    table = re.findall(r"^(\| `ex\d\d_\w+` \|) [^|]{10,} (\|.*)$", guide, re.MULTILINE)
+    rows = [row for path in NOTEBOOKS.values() for row in table_of(read(path))]
+    assert [f"{name[:-2]} {rest}" for name, rest in table] == rows
+    assert f"Twelve notebooks, {len(rows)} tasks ({len(ALL)} checked" in guide
+    points = sum(int(row.split("|")[-2]) for row in rows)
+    assert f"{points} points" in guide
+
+
 @task
 def test_worked_example_holds(name: str) -> None:
     one = ALL[name]
@@ -240,6 +270,54 @@ def test_solution_is_right_under_every_seed(name: str) -> None:
     function = ALL[name].defined(ALL[name].code.source)
     found = {seed: verdict(name, function, seed).message for seed in SEEDS}
     assert {seed: message for seed, message in found.items() if message} == {}
+
+
+def by_backward(model: Any, x: Any, y: Any, eps: float) -> Any:
+    image = torch.nn.Parameter(x.clone())
+    torch.nn.functional.cross_entropy(model(image), y, reduction="sum").backward()
+    return torch.clip(image + torch.sign(image.grad) * eps, 0.0, 1.0)
+
+
+def all_pairs(alpha: Any, beta: Any) -> Any:
+    gain, loss = alpha[:, None] + alpha, -(beta[:, None] + beta)
+    score = torch.where((gain > 0) & (loss > 0), gain * loss, 0).triu(diagonal=1)
+    return torch.tensor(divmod(int(score.argmax()), len(alpha)))
+
+
+def uniform(x: Any, eps: float, generator: Any) -> Any:
+    return (x + torch.empty_like(x).uniform_(-eps, eps, generator=generator)).clip(0, 1)
+
+
+def by_counting(clean: Any, attacked: Any, purified: Any) -> Any:
+    lost = clean & ~attacked
+    return [float(lost.sum() / clean.sum()), (lost & purified).sum() / lost.sum()]
+
+
+OTHER_WAYS: list[tuple[str, Callable[..., Any]]] = [
+    ("ex01_confidence", lambda z: torch.exp(z.amax(1) - z.logsumexp(1))),
+    ("ex01_cross_entropy", lambda z, y: torch.nn.functional.cross_entropy(z, y, reduction="none")),
+    ("ex01_confusion", lambda y, p, k: torch.bincount(k * y + p, minlength=k * k).view(k, k)),
+    ("ex02_fgsm", by_backward),
+    ("ex02_project_linf", lambda a, x, eps: torch.max(torch.min(a, x + eps), x - eps)),
+    ("ex02_project_l2", lambda a, x, eps: x + torch.renorm(a - x, 2, 0, eps)),
+    ("ex02_random_start", uniform),
+    ("ex03_to_image", lambda w: torch.sigmoid(2 * w)),
+    ("ex03_to_w", lambda x: torch.logit(x, eps=1e-6) / 2),
+    ("ex04_jacobian", lambda f, x: torch.autograd.functional.jacobian(f, x).view(-1, x.numel())),
+    ("ex04_best_pair", all_pairs),
+    ("ex05_can_flip", lambda x, eps: torch.where(x > 0.5, x - eps <= 0.5, x + eps > 0.5)),
+    ("ex06_generator_loss", lambda z: torch.nn.functional.softplus(-z).mean().item()),
+    ("ex07_recovered", by_counting),
+    ("ex10_threshold", lambda s, r: s.topk(int(r * len(s)) + 1).values.min().item()),
+    ("ex11_worst_case", lambda right: 1 - (~right).any(0).double().mean().item()),
+    ("ex12_masking_signs", lambda r: [n for n, holds in judging.SIGNS.items() if holds(r)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(len(OTHER_WAYS)))
+def test_other_right_answers_pass_as_well(place: int) -> None:
+    name, function = OTHER_WAYS[place]
+    assert [found.message for seed in SEEDS if not (found := verdict(name, function, seed))] == []
 
 
 @notebook
@@ -286,7 +364,7 @@ def test_graded_run_raises_and_its_seed_can_be_given(monkeypatch: pytest.MonkeyP
     assert len(drawn) == 3
 
 
-# --------------------------------------------------------------------------- functions from strangers
+# ------------------------------------------------------------------------- functions from strangers
 
 
 def leave(*inputs: Any) -> None:
@@ -316,9 +394,7 @@ STRANGERS: dict[str, Callable[..., Any]] = {
 
 
 @task
-def test_strange_functions_become_a_verdict(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strange_functions_become_a_verdict(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     state = torch.random.get_rng_state()
     for kind, function in STRANGERS.items():
         found = verdict(name, function)
@@ -353,7 +429,7 @@ def test_what_is_no_function_and_no_task() -> None:
         checks.check("ex99_x", print)
 
 
-# --------------------------------------------------------------------------------------- the mutants
+# -------------------------------------------------------------------------------------- the mutants
 
 
 class TooLong(BaseException):
@@ -413,7 +489,7 @@ def test_mutator_knows_its_operators() -> None:
     assert not any(what.startswith("y = 0") for what in made)  # the stub is no answer
 
 
-# ------------------------------------------------------------------------------------- the leak gate
+# ------------------------------------------------------------------------------------ the leak gate
 
 
 def test_no_exercise_leaks() -> None:

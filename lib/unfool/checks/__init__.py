@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -40,7 +39,7 @@ class Verdict:
         return self.passed
 
 
-def verdict(task: str, function: Callable[..., Any], seed: int = 0) -> Verdict:
+def verdict(task: str, function: Any, seed: int = 0) -> Verdict:
     """Judge a learner's function on inputs drawn from `seed`.
 
     Whatever the function does, short of ending the process or never returning, becomes a verdict.
@@ -63,13 +62,13 @@ def verdict(task: str, function: Callable[..., Any], seed: int = 0) -> Verdict:
     return Verdict(True)
 
 
-def check(task: str, function: Callable[..., Any]) -> None:
+def check(task: str, function: Any) -> None:
     """Print whether an answer is right, in one line; always on the inputs of seed 0."""
     found = verdict(task, function)
     print(f"right: {task}" if found else f"not yet: {task}: {found.message}")
 
 
-def demand(task: str, function: Callable[..., Any]) -> None:
+def demand(task: str, function: Any) -> None:
     """Raise AssertionError unless an answer is right; what the hidden tests of a graded run call.
 
     The seed is `UNFOOL_CHECK_SEED`, so that a grade can be repeated, else a fresh one.

@@ -43,7 +43,7 @@ def task(name: str) -> Callable[[Check], Check]:
     return register
 
 
-# ----------------------------------------------------------------------------- the learner's function
+# --------------------------------------------------------------------------- the learner's function
 
 
 class Answer:
@@ -124,7 +124,7 @@ def _equal(before: Any, now: Any) -> bool:
     return before is now or bool(before == now)
 
 
-# ------------------------------------------------------------------------------------ drawing inputs
+# ----------------------------------------------------------------------------------- drawing inputs
 
 
 class Draw:
@@ -161,7 +161,7 @@ class Draw:
             flat[place[0]], flat[place[1]] = True, False
         return flat.view(shape)
 
-    def classifier(self, *image: int, classes: int = 4) -> nn.Module:
+    def classifier(self, *image: int, classes: int = 4) -> nn.Sequential:
         """Return a small smooth random classifier of images of this shape, in eval mode.
 
         On noise it names every class about as often.
@@ -178,11 +178,15 @@ class Draw:
         return net
 
 
-# -------------------------------------------------------------------------------- looking at results
+# ------------------------------------------------------------------------------- looking at results
 
 
 def same(
-    got: Any, wanted: Tensor | float, where: str, hints: Hints | None = None, tolerance: float = 1e-4
+    got: Any,
+    wanted: Tensor | float,
+    where: str,
+    hints: Hints | None = None,
+    tolerance: float = 1e-4,
 ) -> None:
     """Raise `Wrong` unless `got` is `wanted`, with the sentence of the mistake that it shows.
 
@@ -221,6 +225,8 @@ def tensor(got: Any, shape: tuple[int, ...], dtype: torch.dtype = torch.float32)
 
 def pair(got: Any, what: str) -> tuple[Any, Any]:
     """Return the two things that the function returned, named by `what`."""
+    if isinstance(got, Tensor) and got.shape == (2,):
+        return got[0], got[1]
     if not isinstance(got, tuple | list) or len(got) != 2:
         raise Wrong(f"return two things, {what}, not {type(got).__name__}")
     return got[0], got[1]
@@ -251,4 +257,5 @@ def _first_difference(found: Tensor, wanted: Tensor, tolerance: float) -> str:
     place = tuple(far.nonzero()[0].tolist())
     left, right = found[place].item(), wanted[place].item()
     shown = f"{left:.4g}, and {right:.4g}" if found.is_floating_point() else f"{left}, and {right}"
-    return f"{int(far.sum())} of {far.numel()} values differ, at {list(place)} you return {shown} is right"
+    count = f"{int(far.sum())} of {far.numel()} values differ"
+    return f"{count}, at {list(place)} you return {shown} is right"

@@ -104,7 +104,9 @@ def worst_case(answer: Answer, draw: Draw) -> None:
             "that is the average over the attacks: the attacker chooses the best one": float(
                 each.mean()
             ),
-            "one attack that fails is not enough: all must fail": float(right.any(0).float().mean()),
+            "one attack that fails is not enough: all must fail": float(
+                right.any(0).float().mean()
+            ),
             "that is the attacker's share: count the images that stay right": 1 - sum(rows) / n,
             "that is the number of images: divide by all": float(sum(rows)),
         },

@@ -30,7 +30,9 @@ def confidence(answer: Answer, draw: Draw) -> None:
             "that is the class, the position of the largest: its share is asked for": logits.argmax(
                 1
             ),
-            "that is the smallest share: the largest is asked for": torch.softmax(logits, 1).amin(1),
+            "that is the smallest share: the largest is asked for": torch.softmax(logits, 1).amin(
+                1
+            ),
         },
     )
 

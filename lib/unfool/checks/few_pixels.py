@@ -14,10 +14,10 @@ from unfool.checks._tools import Answer, Draw, Wrong, pair, same, task, tensor
 def jacobian(answer: Answer, draw: Draw) -> None:
     """All derivatives of the logits by the pixels: for this network a product of matrices."""
     net, x = draw.classifier(1, 3, 3, classes=4), draw.uniform(1, 1, 3, 3)
-    first, last = net[1], net[3]
+    first, bias, last, _ = (p.detach() for p in net.parameters())
     with torch.no_grad():
-        inner = torch.tanh(first(x.flatten(1)))[0]
-        exact = last.weight @ torch.diag(1 - inner**2) @ first.weight
+        inner = torch.tanh(torch.mv(first, x.flatten()) + bias)
+        exact = last @ torch.diag(1 - inner**2) @ first
         p = torch.softmax(net(x), 1)[0]
     got = answer(net, x)
     same(
@@ -87,12 +87,14 @@ def best_pair(answer: Answer, draw: Draw) -> None:
         raise Wrong("that is one pixel twice: p and q must differ")
     if got == shortcuts["both negative"]:
         raise Wrong(
-            "both factors of that pair are negative, so their product is positive: demand that each "
+            "both factors of that pair are negative, so their product is positive: demand "
+            "that each "
             "is positive"
         )
     if got == shortcuts["two best"]:
         raise Wrong(
-            "those are the two best single pixels: in a pair one may make up for the other's fault, "
+            "those are the two best single pixels: in a pair one may make up for the other's "
+            "fault, "
             "so try all pairs"
         )
     if got == shortcuts["alpha"]:

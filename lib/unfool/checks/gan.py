@@ -1,11 +1,11 @@
-"""Checks of exercise 06: the two players' losses, D's step, the gradient penalty, a patch's size."""
+"""Checks of exercise 06: the two players' losses, D's step, gradient penalty, a patch's size."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from unfool.checks._tools import Answer, Draw, Wrong, same, task, tensor
+from unfool.checks._tools import Answer, Draw, Wrong, same, task
 
 
 def cost(logits: Tensor, label: int) -> float:
@@ -143,7 +143,9 @@ def gradient_penalty(answer: Answer, draw: Draw) -> None:
             "the norm runs over all pixels of an image, not over one axis": float(
                 ((g.view(4, 3, 3).norm(dim=1) - 1) ** 2).mean()
             ),
-            "each image has its own slope: take the norm image by image": float((g.norm() - 1) ** 2),
+            "each image has its own slope: take the norm image by image": float(
+                (g.norm() - 1) ** 2
+            ),
             "the slope should be 1, not 0: subtract 1 from the norm": float(
                 g.norm(dim=1).square().mean()
             ),
@@ -159,7 +161,8 @@ def gradient_penalty(answer: Answer, draw: Draw) -> None:
     got = answer(lambda x: (x.flatten(1) @ w)[:, None], images, 1 - images, t[:2])
     if not (isinstance(got, Tensor) and got.requires_grad):
         raise Wrong(
-            "the critic can't learn from this: torch.autograd.grad needs create_graph=True, and the "
+            "the critic can't learn from this: torch.autograd.grad needs create_graph=True, "
+            "and the "
             "result must stay in the graph"
         )
 
@@ -179,7 +182,12 @@ def receptive_field(answer: Answer, draw: Draw) -> None:
         }
         if right not in shortcuts.values() and len(set(shortcuts.values())) == 4:
             break
-    same(answer(layers), float(right), "r ← (r - 1) · s + k, from the last layer to the first", shortcuts)
+    same(
+        answer(layers),
+        float(right),
+        "r ← (r - 1) · s + k, from the last layer to the first",
+        shortcuts,
+    )
 
 
 def _field(layers: list[tuple[int, int]]) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from unfool.checks._tools import Answer, Draw, Wrong, pair, same, task
 
+CUT = "no gradient reaches the purified images: G learns through f, so don't cut there"
+
 
 @task("ex08_guided_loss")
 def guided_loss(answer: Answer, draw: Draw) -> None:
@@ -45,15 +47,19 @@ def guided_loss(answer: Answer, draw: Draw) -> None:
         },
     )
     if not isinstance(got, Tensor) or not got.requires_grad:
-        raise Wrong("no gradient reaches the purified images: G learns through f, so don't cut there")
+        raise Wrong(
+            "no gradient reaches the purified images: G learns through f, so don't cut there"
+        )
     got.backward()
     if any(p.grad is not None for p in f.parameters()):
         raise Wrong(
             "f's weights got a gradient: freeze them with f.requires_grad_(False), only G learns"
         )
     if purified.grad is None:
-        raise Wrong("no gradient reaches the purified images: G learns through f, so don't cut there")
-    same(purified.grad, slope, "the gradient of the loss at the purified images is not the right one")
+        raise Wrong(
+            "no gradient reaches the purified images: G learns through f, so don't cut there"
+        )
+    same(purified.grad, slope, "this is not the gradient of that loss")
 
 
 @task("ex08_kl_guide")
@@ -63,7 +69,9 @@ def kl_guide(answer: Answer, draw: Draw) -> None:
 
     def divergence(one: Tensor, other: Tensor) -> float:
         total = 0.0
-        for a, b in zip(one.double().softmax(1).tolist(), other.double().softmax(1).tolist(), strict=True):
+        for a, b in zip(
+            one.double().softmax(1).tolist(), other.double().softmax(1).tolist(), strict=True
+        ):
             total += sum(p * math.log(p / q) for p, q in zip(a, b, strict=True))
         return total
 
@@ -72,15 +80,15 @@ def kl_guide(answer: Answer, draw: Draw) -> None:
     same(
         answer(made, clean),
         right,
-        "for each image add up p · log(p / q) over the classes, p of the clean and q of the purified "
+        "for each image add up p · log(p / q) over the classes, p of the clean and q of the "
+        "purified "
         "image; then the mean over the images",
         {
             "the two are swapped: p belongs to the clean image": divergence(made, clean) / 5,
             "add up over the classes, take the mean over the images only": right / 4,
             "take the mean over the images, not the sum": right * 5,
-            "that is the cross-entropy: subtract the entropy of p, so that equal ones give 0": float(
-                -(p * q.log()).sum(1).mean()
-            ),
+            "that is the cross-entropy: subtract the entropy of p, so that equal ones give "
+            "0": float(-(p * q.log()).sum(1).mean()),
             "p and q are probabilities: softmax first": float(
                 (clean * (clean - made)).sum(1).mean()
             ),
@@ -105,7 +113,9 @@ def looks_clean(answer: Answer, draw: Draw) -> None:
     mean = distance.flatten(1).mean(1)
     same(
         answer(purified, clean, read, y, near),
-        torch.tensor([float(m) <= near and int(a) != int(b) for m, a, b in zip(mean, read, y, strict=True)]),
+        torch.tensor(
+            [float(m) <= near and int(a) != int(b) for m, a, b in zip(mean, read, y, strict=True)]
+        ),
         "both must hold: the mean of |purified - clean| of that image is at most `near`, and it is "
         "misread",
         {

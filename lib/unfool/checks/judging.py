@@ -28,7 +28,8 @@ def mcnemar(answer: Answer, draw: Draw) -> None:
     same(
         answer(a, b),
         min(1.0, 2 * tail),
-        "of the images on which just one is right, count the smaller side; p is twice the chance that "
+        "of the images on which just one is right, count the smaller side; p is twice the "
+        "chance that "
         "a fair coin falls so seldom on that side",
         {
             "that is one side of the test: double it": tail,
@@ -56,7 +57,9 @@ def holm(answer: Answer, draw: Draw) -> None:
     order = torch.randperm(m, generator=draw.generator).tolist()
     p = [scale * p[i] for i in order]
     ranks = sorted(range(m), key=lambda i: p[i])
-    right = [min(1.0, max((m - r) * p[ranks[r]] for r in range(ranks.index(i) + 1))) for i in range(m)]
+    right = [
+        min(1.0, max((m - r) * p[ranks[r]] for r in range(ranks.index(i) + 1))) for i in range(m)
+    ]
     falling = [min(1.0, (m - ranks.index(i)) * p[i]) for i in range(m)]
     uncapped = [max((m - r) * p[ranks[r]] for r in range(ranks.index(i) + 1)) for i in range(m)]
     got = answer(p)
@@ -70,9 +73,8 @@ def holm(answer: Answer, draw: Draw) -> None:
         "sort, multiply the smallest by m, the next by m - 1, …; none may be smaller than the one "
         "before; at most 1; back in the order given",
         {
-            "that is Bonferroni's, which multiplies all by m: the next factor is m - 1": torch.tensor(
-                [min(1.0, m * v) for v in p]
-            ),
+            "that is Bonferroni's, which multiplies all by m: the next factor is m - "
+            "1": torch.tensor([min(1.0, m * v) for v in p]),
             "give them back in the order that they came in": torch.tensor(sorted(right)),
             "a corrected value may not be smaller than one whose p was smaller: carry the largest "
             "so far": torch.tensor(falling),
@@ -173,7 +175,9 @@ def _same_set(got: Any, right: set[str], names: set[str], where: str) -> None:
         raise Wrong(f"return a set of names, not a {type(got).__name__}")
     found = set(got)
     if found - names:
-        raise Wrong(f"unknown name {sorted(map(str, found - names))[0]!r}: use the names of the text")
+        raise Wrong(
+            f"unknown name {sorted(map(str, found - names))[0]!r}: use the names of the text"
+        )
     if right - found:
         raise Wrong(f"you overlook {sorted(right - found)[0]!r} ({where})")
     if found - right:

@@ -160,7 +160,10 @@ def cw_objective(answer: Answer, draw: Draw) -> None:
     squared = (x_adv - x).square().sum((1, 2, 3))
     rows = logits.tolist()
     lead = torch.tensor(
-        [max(v for j, v in enumerate(row) if j != t) - row[t] for row, t in zip(rows, target.tolist())]
+        [
+            max(v for j, v in enumerate(row) if j != t) - row[t]
+            for row, t in zip(rows, target.tolist(), strict=True)
+        ]
     )
     right = squared + c * torch.maximum(lead, torch.tensor(-kappa))
     same(

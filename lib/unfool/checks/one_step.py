@@ -37,7 +37,9 @@ def worst_gain(answer: Answer, draw: Draw) -> None:
 def fgsm(answer: Answer, draw: Draw) -> None:
     """One step of eps along the sign of the loss's gradient, clipped."""
     net, eps = draw.classifier(1, 4, 4), draw.number(0.05, 0.3)
-    net[1].weight.data[:, :2] = 0  # two pixels that the network does not see stay as they are
+    next(net.parameters()).data[:, :2] = (
+        0  # two pixels that the network does not see stay as they are
+    )
     x, y = draw.uniform(5, 1, 4, 4), draw.labels(5, 4)
     g = loss_gradient(net, x, y)
     up = torch.where(g > 0, eps, torch.where(g < 0, -eps, 0.0))
@@ -158,7 +160,7 @@ def random_start(answer: Answer, draw: Draw) -> None:
 def bim(answer: Answer, draw: Draw) -> None:
     """Small sign steps, each pulled back into the ball and into [0, 1]."""
     net, steps = draw.classifier(1, 3, 3), draw.whole(3, 6)
-    net[1].weight.data[:, 0] = 0  # a pixel that the network does not see stays as it is
+    next(net.parameters()).data[:, 0] = 0  # a pixel that the network does not see stays as it is
     x, y = draw.uniform(4, 1, 3, 3), draw.labels(4, 4)
     eps = draw.number(0.1, 0.2)
     step = round(0.4 * eps, 3)
@@ -177,7 +179,8 @@ def bim(answer: Answer, draw: Draw) -> None:
     same(
         got,
         walk(slope, x, eps, step, steps),
-        "repeat `steps` times: a new gradient, a step of size `step` along its sign, back to within "
+        "repeat `steps` times: a new gradient, a step of size `step` along its sign, back to "
+        "within "
         "eps of x, clip to [0, 1]",
         lambda: {
             "you walk downhill: the attack raises the loss": walk(slope, x, eps, -step, steps),

@@ -116,7 +116,8 @@ def tiny_unet(answer: Answer, draw: Draw) -> None:
     same(
         seen[-1],
         joined,
-        "up1 must see the output of up2 first, then that of down1, side by side as channels (dim=1)",
+        "up1 must see the output of up2 first, then that of down1, side by side as channels "
+        "(dim=1)",
         {
             "the skip is missing: up1 must also see what down1 made": c,
             "you add the skip: lay it beside, as further channels": c + a,
@@ -139,7 +140,8 @@ def purifier_loss(answer: Answer, draw: Draw) -> None:
     same(
         answer(logits, purified, clean, lam),
         real + lam * l1,
-        "cross-entropy of the patch logits against 1, plus lam times the mean of |purified - clean| "
+        "cross-entropy of the patch logits against 1, plus lam times the mean of |purified - "
+        "clean| "
         "on the scale of [-1, 1]",
         {
             "the images are in [0, 1]: on the scale of [-1, 1] differences are twice as large": (
@@ -169,7 +171,8 @@ def recovered(answer: Answer, draw: Draw) -> None:
     same(
         success,
         len(fooled) / tried,
-        "of the images that were read rightly when clean, the share that is misread after the attack",
+        "of the images that were read rightly when clean, the share that is misread after the "
+        "attack",
         {
             "divide by the images that were there to be fooled, those read rightly when clean": (
                 len(fooled) / n
@@ -205,7 +208,9 @@ def end_to_end(answer: Answer, draw: Draw) -> None:
     attacked, unattacked = draw.mask(n, share=0.4), draw.mask(n, share=0.8)
     rows = list(zip(clean.tolist(), attacked.tolist(), unattacked.tolist(), strict=True))
     right = sum(a if c else u for c, a, u in rows)
-    where = "where the classifier was right on the clean image take the attacked result, else the other"
+    where = (
+        "where the classifier was right on the clean image take the attacked result, else the other"
+    )
     same(
         answer(clean, attacked, unattacked),
         right / n,
@@ -229,5 +234,3 @@ def end_to_end(answer: Answer, draw: Draw) -> None:
         },
         tolerance=1e-6,
     )
-
-

@@ -49,7 +49,9 @@ def threshold(answer: Answer, draw: Draw) -> None:
             "you cut at the small scores: attacked images have large ones": order[k],
             "that lets one more clean image be rejected than the rate allows": order[n - 2 - k],
             "that rejects one clean image less than the rate allows": order[n - k],
-            "that is the largest clean score: it rejects nobody, and the rate allows some": order[-1],
+            "that is the largest clean score: it rejects nobody, and the rate allows some": order[
+                -1
+            ],
             "you interpolate between two scores: return one of them": float(
                 torch.quantile(cut, 1 - rate)
             ),
@@ -90,11 +92,10 @@ def two_scores(answer: Answer, draw: Draw) -> None:
 def best_restart(answer: Answer, draw: Draw) -> None:
     """For each image the restart whose result is nearest to it."""
     x, made = draw.uniform(5, 1, 3, 3), draw.uniform(4, 5, 1, 3, 3)
-    errors = [[float(((m - one) ** 2).mean()) for m in made[:, i]] for i, one in enumerate(x)]
-    best = [min(range(4), key=lambda r, i=i: errors[i][r]) for i in range(5)]
-    worst = [max(range(4), key=lambda r, i=i: errors[i][r]) for i in range(5)]
+    errors = torch.tensor([[float(((m - x[i]) ** 2).mean()) for m in made[:, i]] for i in range(5)])
+    best, worst = errors.min(1).indices.tolist(), errors.max(1).indices.tolist()
     rows = list(range(5))
-    overall = min(range(4), key=lambda r: sum(e[r] for e in errors))
+    overall = int(errors.sum(0).argmin())
     signed = (made - x).flatten(2).mean(2).argmin(0)
     same(
         answer(x, made),

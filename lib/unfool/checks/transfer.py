@@ -19,27 +19,25 @@ def transfer_matrix(answer: Answer, draw: Draw) -> None:
     right, naive, only_j, total = (torch.zeros(k, k) for _ in range(4))
     for i in range(k):
         for j in range(k):
-            used = [
-                p for p in range(n) if clean[i, p] and not after[i, i, p] and clean[j, p]
-            ]
+            used = [p for p in range(n) if clean[i, p] and not after[i, i, p] and clean[j, p]]
             lost = [not bool(after[i, j, p]) for p in used]
             right[i, j] = sum(lost) / max(1, len(used))
             total[i, j] = sum(lost) / n
-            fooled = clean[i] & ~after[i, i]
-            naive[i, j] = (~after[i, j])[fooled].float().mean()
+            hit = ~after[i, i] & clean[i]
+            naive[i, j] = (~after[i, j])[hit].float().mean()
             only_j[i, j] = (~after[i, j])[clean[j]].float().mean()
     same(
         answer(clean, after),
         right,
-        "of the images that fooled i (right when clean, wrong attacked) and that j reads rightly when "
+        "of the images that fooled i (right when clean, wrong attacked) and that j reads "
+        "rightly when "
         "clean: the share that j misreads; the diagonal is 1",
         {
             "rows are the classifiers that were attacked, columns those that look at the images": (
                 right.T
             ),
-            "images that j misreads even when clean were never there to be fooled: leave them out": (
-                naive
-            ),
+            "images that j misreads even when clean were never there to be fooled: leave them "
+            "out": (naive),
             "only images that did fool i can carry over: leave the others out": only_j,
             "divide by the images that could carry over, not by all": total,
             "that is the share that withstands: count what is misread": 1 - right,
@@ -131,9 +129,8 @@ def left_out(answer: Answer, draw: Draw) -> None:
         "seen[i] - without[i, i], for each attack i",
         {
             "the sign is wrong: what was lost is positive": -loss,
-            "row i was trained without attack i: look at its score on attack i only, the diagonal": (
-                seen - without.mean(1)
-            ),
+            "row i was trained without attack i: look at its score on attack i only, the "
+            "diagonal": (seen - without.mean(1)),
             "you average over the trainings: take the one that left this attack out": seen
             - without.mean(0),
             "that is the score of the one that left it out: how much less than `seen` is it?": (

@@ -103,7 +103,9 @@ def pixels_needed(answer: Answer, draw: Draw) -> None:
             "the budget is a length: compare sums of squares with its square": (
                 cheap.square().cumsum(1) <= budget
             ).sum(1),
-            "you look at pixels one by one: together they share the budget": (away <= budget).sum(1),
+            "you look at pixels one by one: together they share the budget": (away <= budget).sum(
+                1
+            ),
             "start with the pixels nearest to 0.5: they are the cheapest": (
                 away.sort(dim=1, descending=True).values.square().cumsum(1) <= budget**2
             ).sum(1),
