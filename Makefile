@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab bench doctor lock
+.PHONY: help setup run test test-all lab exercises bench doctor lock
 
 help:      ## what there is (the default)
 	@$(PYTHON) course.py help
@@ -22,6 +22,9 @@ test-all:  ## the same and the long tests
 
 lab:       ## JupyterLab on a copy under work/; make lab ARGS="--no-browser"
 	@$(PYTHON) course.py lab $(ARGS)
+
+exercises: ## make exercises/ from solutions/; ARGS=--run executes these first
+	@$(PYTHON) course.py exercises $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

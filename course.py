@@ -560,6 +560,12 @@ def verb_lab(rest: list[str]) -> int:
     return call(python("-m", "jupyterlab", f"--ServerApp.root_dir={work}", *opened, *rest))
 
 
+def verb_exercises(rest: list[str]) -> int:
+    """Make exercises/ from solutions/."""
+    setup()
+    return call(python("-m", "unfool", "exercises", *rest))
+
+
 def verb_doctor(_: list[str]) -> int:
     """Say what this machine has; installs nothing."""
     if ready():
@@ -631,6 +637,11 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "JupyterLab on a copy under work/",
         "What follows `lab` goes to JupyterLab, e.g. --no-browser --port 8899.",
     ),
+    "exercises": (
+        verb_exercises,
+        "make exercises/ from solutions/",
+        "With --run the solutions are executed first and written back.",
+    ),
     "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
@@ -640,7 +651,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-TAKES_MORE = {"run", "lab", "bench", "lock"}
+TAKES_MORE = {"run", "lab", "exercises", "bench", "lock"}
 
 
 def parser() -> argparse.ArgumentParser:

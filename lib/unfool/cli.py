@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         "workspace", help="copy notebooks and exercises to work/; never overwrites your changes"
     )
     workspace.set_defaults(command=_workspace)
+    exercises = commands.add_parser(
+        "exercises", help="make exercises/ from solutions/, byte for byte the same every time"
+    )
+    exercises.add_argument(
+        "--run", action="store_true", help="first execute the solutions and write them back"
+    )
+    exercises.set_defaults(command=_exercises)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -133,6 +140,17 @@ def _workspace(options: argparse.Namespace) -> int:
     from unfool.workspace import sync
 
     for line in sync(REPO, REPO / "work"):
+        print(line)
+    return 0
+
+
+def _exercises(options: argparse.Namespace) -> int:
+    from unfool.exercises import generate, run_solution, sources
+
+    for path in sources() if options.run else []:
+        run_solution(path, REPO / "build" / "solutions")
+        print(f"executed {path.name}", flush=True)
+    for line in generate():
         print(line)
     return 0
 
