@@ -88,8 +88,10 @@ CASES = {
 def main() -> None:
     """Measure the defences that were asked for, with each seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--defenses", nargs="+", choices=CASES, default=list(CASES), metavar="NAME",
-                        help=f"by default all: {', '.join(CASES)}")  # fmt: skip
+    parser.add_argument(
+        "--defenses", nargs="+", choices=CASES, default=list(CASES), metavar="NAME",
+        help=f"by default all: {', '.join(CASES)}",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     options = parser.parse_args()
     for seed in options.seeds:

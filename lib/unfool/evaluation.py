@@ -571,7 +571,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(dict(json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no JSON object: {error}") from error
+            raise ValueError(
+                f"{path}, line {number} is no JSON object, delete it: {error}"
+            ) from error
     return rows
 
 
