@@ -238,8 +238,8 @@ def result(bench: Bench, case: Case, seed: int) -> dict[str, Any]:
     low, high = wilson(right, len(y))
     return {
         "attack": {"name": "pgd", "settings": {"steps": STEPS}}, "accuracy": right / len(y),
-        "low": low, "high": high, "clean": float(clean.float().mean()), "updates": updates,
-        "epochs": epochs, "own_accuracy": float((predict(own, x_adv) == y).float().mean()),
+        "low": low, "high": high, "clean": int(clean.sum()) / len(y), "updates": updates,
+        "epochs": epochs, "own_accuracy": int((predict(own, x_adv) == y).sum()) / len(y),
     }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def measure(lab: Lab, case: Case, path: Path) -> None:
         attackers=case.by, guarded=case.guarded, seed=lab.seed, progress=say,
     )  # fmt: skip
     about |= {
-        "settings": lab.settings_of(defense), "clean": float(found.clean.float().mean()),
+        "settings": lab.settings_of(defense), "clean": int(found.clean.sum()) / len(found.clean),
         "note": case.note, "versions": versions(), "git": git_commit(),
     }  # fmt: skip
     rows = [about | row for row in rows_of(found, case) if (row["level"], row["eps"]) in missing]
@@ -146,8 +146,9 @@ def rows_of(found: Threats, case: Case) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for row in found.table():
-        low, high = wilson(round(row["accuracy"] * row["n"]), row["n"])
-        row |= {"low": low, "high": high, "attack": attacks[row["level"]]}
+        right, n = round(row["accuracy"] * row["n"]), row["n"]
+        low, high = wilson(right, n)
+        row |= {"accuracy": right / n, "low": low, "high": high, "attack": attacks[row["level"]]}
         if row["level"] == "white-box":
             row |= {
                 "guards": "all" if case.guarded else "accuracies only",

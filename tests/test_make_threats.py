@@ -123,7 +123,7 @@ def problems(rows: list[dict[str, Any]], cases: dict[str, Any]) -> list[str]:
             found.append(f"{cell}: {row['accuracy']} within {row['low']} to {row['high']}")
         if (row["low"], row["high"]) != wilson(round(row["accuracy"] * row["n"]), row["n"]):
             found.append(f"{cell}: another interval than Wilson's")
-        if row["accuracy"] > row["clean"] + 1e-6:
+        if row["accuracy"] > row["clean"]:
             found.append(f"{cell}: more right than unattacked")
         if (row["level"] == "white-box") != ("warnings" in row):
             found.append(f"{cell}: warnings belong to the white box")
