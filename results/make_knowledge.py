@@ -134,6 +134,7 @@ class Bench:
             save_tensors(folder / "weights.safetensors", made.state_dict(), {})
 
         folder = self.lab.store.get("purifier", config, build)
+        # Hardly trained, to have the right shape; its weights are overwritten at once.
         empty = learned(defense, self.defenders.some(4, 0), replace(settings, epochs=1), 0)
         empty.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
         return empty
