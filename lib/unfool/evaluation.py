@@ -540,19 +540,41 @@ def append_record(record: Record, path: Path) -> Record:
     """Append the record as one line, under a lock; return it with its id filled in."""
     import hashlib
 
-    from filelock import FileLock
-
     body = asdict(record) | {"id": ""}
     stable = {k: v for k, v in body.items() if k not in ("seconds", "git", "versions", "device")}
     for name in DETECTION:  # what detects nothing keeps the id that it had before these were there
         if stable[name] is None:
             del stable[name]
     body["id"] = hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:12]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(body, sort_keys=True) + "\n"
-    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
-        file.write(line if _ends_whole(path) else f"\n{line}")
+    append_rows([body], path)
     return Record(**body)
+
+
+def append_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Append each row as one JSON line, all of them under one lock."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
+        file.write(lines if _ends_whole(path) else f"\n{lines}")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines that are no records, one dict per line.
+
+    Raises:
+        ValueError: a line is no JSON object; the message names the file and the line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is no JSON object, delete it: {error}"
+            ) from error
+    return rows
 
 
 def _ends_whole(path: Path) -> bool:

@@ -46,6 +46,7 @@ from unfool.evaluation import (
     measure,
     predict,
     read_records,
+    read_rows,
 )
 from unfool.figures import Figure
 from unfool.profiles import Profile, profile_of
@@ -333,6 +334,14 @@ class Lab:
             there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl")))
             raise ValueError(f"no committed records {name!r}: choose from {there}")
         return read_records(path)
+
+    def committed_rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of `results/NAME.jsonl`, measurements that are no records: see there."""
+        path = REPO / "results" / f"{name}.jsonl"
+        if not path.exists():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl")))
+            raise ValueError(f"no committed rows {name!r}: choose from {there}")
+        return read_rows(path)
 
     # --- what is shown ---
 

@@ -8,7 +8,8 @@ only an upper bound of the accuracy. Explained in notebooks 11 and 12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -156,6 +157,30 @@ def threat_levels(
         victims["surrogate"] = [defended(classifier, surrogate)]
     with _seeded(seed):
         return trial.run(victims | {"white-box": climbed}, guarded)
+
+
+def k50(points: Mapping[int, float]) -> float | None:
+    """Return how many images halve the accuracy that an attacker without any leaves.
+
+    Between two measured numbers the accuracy is taken to be linear in log(1 + n).
+
+    Args:
+        points: the accuracy that an attacker with n images leaves, by n; n = 0 must be there.
+
+    Returns:
+        The smallest such n, 0 or more; None where no measured accuracy is half of that at 0.
+
+    Raises:
+        ValueError: there is no accuracy at n = 0.
+    """
+    if 0 not in points:
+        raise ValueError(f"k50 halves the accuracy at n = 0, and {sorted(points)} lack it: add it")
+    half = points[0] / 2
+    for a, b in pairwise(sorted(points)):
+        if points[b] <= half:
+            share = (points[a] - half) / (points[a] - points[b]) if points[a] > half else 0.0
+            return math.expm1(math.log1p(a) + share * (math.log1p(b) - math.log1p(a)))
+    return None
 
 
 @dataclass

@@ -1,0 +1,260 @@
+"""Measure what each image is worth to an attacker who trains a defence of his own like the one met.
+
+    .venv/bin/python results/make_knowledge.py --defenses pix2pix --seeds 0 1 2
+
+The defender and the attacker both know anet. The defender trains on adversarial images of the first
+1,600 training images, the attacker on those of n of the other 2,000; he attacks anet behind his own
+defence, and the result meets the defender's. Writes results/knowledge.jsonl; lesson 11 shows it. A
+case that is in the file is left alone, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from unfool.artifacts import REPO, load_tensors, save_tensors
+from unfool.attacks import deepfool, fgsm, paper_attacks, pgd
+from unfool.defenses import ape_gan, denoiser, magnet, pix2pix
+from unfool.evaluation import append_rows, defended, predict, read_rows, wilson
+from unfool.lab import Lab, git_commit, versions
+from unfool.threats import k50
+
+PATH = REPO / "results" / "knowledge.jsonl"
+EPS, STEPS = 0.15, 40
+Settings = Any  # of `pix2pix`, `ape_gan`, `denoiser` or `magnet`: a frozen dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images go where, and how many updates a surrogate gets at least.
+
+    DeepFool attacks every fourth image, as 400 of 1,600 are attacked in the classroom's profile.
+    """
+
+    defender: int = 1600
+    attacker: int = 2000
+    test: int = 200
+    updates: int = 300
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the attacker has: "f" alone, a "surrogate" trained on n images, or the "weights".
+
+    Attributes:
+        changes: where the surrogate's design is not the defender's.
+    """
+
+    defense: str
+    attacker: str
+    n: int = 0
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+DEFENSES = ("pix2pix", "ape_gan", "denoiser", "magnet")
+COUNTS = (25, 100, 500, 2000)
+
+
+def cases(defense: str) -> Iterator[Case]:
+    """Yield all cases of a defence."""
+    yield Case(defense, "f")
+    for n in COUNTS:
+        yield Case(defense, "surrogate", n)
+    yield Case(defense, "weights")
+    if defense == "pix2pix":
+        yield Case(defense, "surrogate", 500, (("width", 8), ("skips", False)))
+
+
+@dataclass(frozen=True)
+class Half:
+    """Clean images and what the attacks on anet make of them; DeepFool's are of the first ones."""
+
+    x: Tensor
+    stepped: Tensor  # by FGSM
+    crossed: Tensor  # by DeepFool, of the first quarter
+    success: Tensor  # of DeepFool
+
+    def some(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pairs (adversarial, clean) of n images, and these images, each once.
+
+        A quarter of them is DeepFool's. Of one seed, fewer images are part of more.
+        """
+        generator, quarter = Generator().manual_seed(seed), len(self.crossed)
+        few = torch.randperm(quarter, generator=generator)[: n // 4]
+        rest = quarter + torch.randperm(len(self.x) - quarter, generator=generator)
+        rows, few = torch.cat([few, rest[: n - len(few)]]), few[self.success[few]]
+        adversarial = torch.cat([self.stepped[rows], self.crossed[few]])
+        return adversarial, torch.cat([self.x[rows], self.x[few]]), self.x[rows]
+
+
+@dataclass
+class Bench:
+    """The defender and all that attackers learn from, made once and used for every case."""
+
+    lab: Lab
+    sizes: Sizes
+
+    def __post_init__(self) -> None:
+        train, cut = self.lab.data.train, self.sizes.defender
+        self.net = self.lab.classifier("anet")
+        x, y = train.images[: cut + self.sizes.attacker], train.labels
+        self.defenders, self.attackers = (
+            self._attacked(x[rows], y[: len(x)][rows]) for rows in (slice(cut), slice(cut, None))
+        )
+        self.test = self.lab.data.test.first(self.sizes.test)
+
+    def _attacked(self, x: Tensor, y: Tensor) -> Half:
+        step, crossing = (attack.settings for attack in paper_attacks("mnist5k")[:2])
+        quarter = len(x) // 4
+        crossed = deepfool(self.net, x[:quarter], y[:quarter], **crossing)
+        before, after = predict(self.net, x[:quarter]), predict(self.net, crossed)
+        success = (before == y[:quarter]) & (after != y[:quarter])
+        return Half(x, fgsm(self.net, x, y, **step), crossed, success)
+
+    def defender(self, defense: str) -> nn.Module:
+        """Return the defence that is met, of seed 0; it is kept in the store."""
+        settings = usual(self.lab, defense)
+        config = {
+            "name": f"half-{defense}-anet-mnist5k", "settings": asdict(settings),
+            "fingerprint": self.lab.data.fingerprint, "profile": self.lab.profile.name,
+            "sizes": asdict(self.sizes), "version": MODULES[defense].VERSION,
+        }  # fmt: skip
+
+        def build(folder: Path) -> None:
+            lessons = self.defenders.some(len(self.defenders.x), 0)
+            made = learned(defense, lessons, settings, 0)
+            save_tensors(folder / "weights.safetensors", made.state_dict(), {})
+
+        folder = self.lab.store.get("purifier", config, build)
+        # Hardly trained, to have the right shape; its weights are overwritten at once.
+        empty = learned(defense, self.defenders.some(4, 0), replace(settings, epochs=1), 0)
+        empty.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
+        return empty
+
+    def surrogate(self, case: Case, seed: int) -> tuple[nn.Module, Settings, int]:
+        """Return an attacker's own defence, its settings and the updates that it took.
+
+        Few images are gone through more often, so that what a curve shows is their number and not
+        the length of the training.
+        """
+        settings = replace(usual(self.lab, case.defense), **dict(case.changes))
+        lessons = self.attackers.some(case.n, seed)
+        batches = math.ceil(len(lessons[learns_from(case.defense)]) / settings.batch_size)
+        epochs = max(settings.epochs, math.ceil(self.sizes.updates / batches))
+        settings = replace(settings, epochs=epochs)
+        return learned(case.defense, lessons, settings, seed), settings, epochs * batches
+
+
+MODULES: dict[str, Any] = {
+    "pix2pix": pix2pix, "ape_gan": ape_gan, "denoiser": denoiser, "magnet": magnet,
+}  # fmt: skip
+
+
+def usual(lab: Lab, defense: str) -> Settings:
+    """Return the profile's settings of a defence."""
+    if defense != "denoiser":
+        by_name = {"pix2pix": "purifier", "ape_gan": "ape_gan", "magnet": "magnet"}
+        return getattr(lab.profile, by_name[defense])
+    like = lab.profile.purifier
+    shared = {key: getattr(like, key) for key in ("width", "epochs", "batch_size", "rate")}
+    return denoiser.Settings(size=EPS, **shared)
+
+
+def learns_from(defense: str) -> int:
+    """Return which of the tensors of `Half.some` is gone through: pairs, or clean images."""
+    return 2 if defense in ("denoiser", "magnet") else 0
+
+
+def learned(
+    defense: str, lessons: tuple[Tensor, Tensor, Tensor], settings: Settings, seed: int
+) -> nn.Module:
+    """Train a defence; of MagNet, its reformer alone."""
+    adversarial, clean, once = lessons
+    given = (once,) if learns_from(defense) == 2 else (adversarial, clean)
+    made: nn.Module = MODULES[defense].train(*given, settings, seed=seed)[0]
+    return made["I"].eval() if isinstance(made, nn.ModuleDict) else made.eval()
+
+
+def main() -> None:
+    """Measure every case of the defences that were asked for, with each seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--defenses", nargs="+", choices=DEFENSES, default=["pix2pix"], metavar="NAME",
+        help=f"of {', '.join(DEFENSES)}; by default pix2pix",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N",
+        help="of the surrogate, of its images and of PGD; the defender's is 0",
+    )  # fmt: skip
+    options = parser.parse_args()
+    bench = Bench(Lab(profile="classroom", dataset="mnist5k", seed=0), Sizes())
+    for seed in options.seeds:
+        for defense in options.defenses:
+            for case in cases(defense):
+                measure(bench, case, seed, PATH)
+            print(f"{defense} seed {seed}: K50 {halved(PATH, defense, seed)}", flush=True)
+
+
+def measure(bench: Bench, case: Case, seed: int, path: Path) -> None:
+    """Append the row of a case if the file does not have it yet."""
+    lab, settings = bench.lab, usual(bench.lab, case.defense)
+    design = replace(settings, **dict(case.changes))
+    about = {
+        "defense": case.defense, "classifier": "anet", "dataset": lab.data.name,
+        "fingerprint": lab.data.fingerprint, "profile": lab.profile.name, "seed": seed,
+        "defender_seed": 0, "defender_images": bench.sizes.defender, "n_images": bench.sizes.test,
+        "attacker": case.attacker, "n": case.n, "width": getattr(design, "width", None),
+        "skips": getattr(design, "skips", None), "changes": dict(case.changes), "eps": EPS,
+    }  # fmt: skip
+    there = read_rows(path) if path.exists() else []
+    if any(all(row[key] == value for key, value in about.items()) for row in there):
+        return
+    row = about | result(bench, case, seed)
+    row |= {"settings": asdict(settings), "versions": versions(), "git": git_commit()}
+    append_rows([row], path)
+    print(f"{case} seed {seed}: {row['accuracy']:.1%} right", flush=True)
+
+
+def result(bench: Bench, case: Case, seed: int) -> dict[str, Any]:
+    """Attack anet behind what the attacker has, and return what the defender makes of it."""
+    defender, updates, epochs = bench.defender(case.defense), None, None
+    attacked = {"f": None, "weights": defender}.get(case.attacker)
+    if case.attacker == "surrogate":
+        attacked, settings, updates = bench.surrogate(case, seed)
+        epochs = settings.epochs
+    x, y = bench.test.images, bench.test.labels
+    own, whole = defended(bench.net, attacked), defended(bench.net, defender)
+    generator = Generator().manual_seed(seed)
+    x_adv = pgd(own, x, y, eps=EPS, steps=STEPS, generator=generator)
+    clean = predict(whole, x) == y
+    right = int((clean & (predict(whole, x_adv) == y)).sum())
+    low, high = wilson(right, len(y))
+    return {
+        "attack": {"name": "pgd", "settings": {"steps": STEPS}}, "accuracy": right / len(y),
+        "low": low, "high": high, "clean": int(clean.sum()) / len(y), "updates": updates,
+        "epochs": epochs, "own_accuracy": int((predict(own, x_adv) == y).sum()) / len(y),
+    }  # fmt: skip
+
+
+def halved(path: Path, defense: str, seed: int) -> str:
+    """Return the K50 of a seed as text: surrogates of the defender's design."""
+    points = {
+        row["n"]: row["accuracy"]
+        for row in read_rows(path)
+        if (row["defense"], row["seed"], row["changes"]) == (defense, seed, {})
+        and row["attacker"] != "weights"
+    }
+    found = k50(points)
+    return "not reached" if found is None else f"{found:.0f} images"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""`results/make_knowledge.py`: attackers share no image with the defender; what is committed."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from unfool.artifacts import REPO, Store
+from unfool.evaluation import read_rows, wilson
+from unfool.lab import Lab
+from unfool.threats import k50
+
+SCRIPT = REPO / "results" / "make_knowledge.py"
+
+
+@pytest.fixture(scope="module")
+def made() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_knowledge", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_knowledge"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bench(made: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lab = Lab("smoke", store=Store(tmp_path_factory.mktemp("store")))
+    yield made.Bench(lab, made.Sizes(defender=40, attacker=48, test=8, updates=4))
+    torch.set_num_threads(before)
+
+
+def test_k50_of_points_on_a_line() -> None:
+    """Linear in log(1 + n) between 3 and 15, so half-way lies at 1 + n = 8."""
+    assert k50({0: 0.8, 3: 0.6, 15: 0.2}) == pytest.approx(7)
+    assert k50({15: 0.2, 0: 0.8, 3: 0.6}) == pytest.approx(7)
+    assert k50({0: 0.8, 3: 0.4, 15: 0.2}) == pytest.approx(3)
+    assert k50({0: 0.8, 3: 0.0}) == pytest.approx(1)  # log 4 half-way is log 2
+    assert k50({0: 0.8, 3: 0.6, 15: 0.41}) is None
+    assert k50({0: 0.8}) is None
+    assert k50({0: 0.0, 3: 0.0}) == 0
+    with pytest.raises(ValueError, match=r"\[3, 15\] lack it"):
+        k50({3: 0.6, 15: 0.2})
+
+
+def test_attackers_learn_from_other_images_than_the_defender(bench: Any) -> None:
+    theirs = {image.numpy().tobytes() for image in bench.defenders.x}
+    others = {image.numpy().tobytes() for image in bench.attackers.x}
+    tested = {image.numpy().tobytes() for image in bench.test.images}
+    assert not theirs & others
+    assert not (theirs | others) & tested
+    assert (len(theirs), len(others)) == (40, 48)
+    adversarial, clean, once = bench.attackers.some(16, seed=1)
+    assert {image.numpy().tobytes() for image in clean} <= others
+    assert (adversarial - clean).abs()[:16].amax() == pytest.approx(0.15)
+    assert len(once) == 16 <= len(clean) == len(adversarial) <= 20
+    more = {image.numpy().tobytes() for image in bench.attackers.some(32, seed=1)[2]}
+    few = {image.numpy().tobytes() for image in once}
+    assert few < more
+    other = {image.numpy().tobytes() for image in bench.attackers.some(16, seed=2)[2]}
+    assert other != few  # the control
+
+
+def test_few_images_are_gone_through_more_often(made: ModuleType, bench: Any) -> None:
+    few, settings, updates = bench.surrogate(made.Case("pix2pix", "surrogate", 4), 0)
+    usual = bench.lab.profile.purifier
+    assert settings.epochs == 4 == updates > usual.epochs  # one batch each
+    assert not few.training
+    _, settings, updates = bench.surrogate(made.Case("pix2pix", "surrogate", 48), 0)
+    assert (settings.epochs, updates) == (usual.epochs, 2 * math.ceil(updates / 2))
+    changes = (("width", 4), ("skips", False))
+    plain, settings, _ = bench.surrogate(made.Case("pix2pix", "surrogate", 4, changes), 0)
+    assert (plain.skips, few.skips) == (False, True)
+    assert (settings.width, usual.width) == (4, 8)
+
+
+def test_a_run_that_was_stopped_goes_on(made: ModuleType, bench: Any, tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    cases = [made.Case("pix2pix", "f"), made.Case("pix2pix", "surrogate", 8)]
+    cases.append(made.Case("pix2pix", "weights"))
+    for case in cases:
+        made.measure(bench, case, 0, path)
+    first = path.read_text("utf-8")
+    for case in cases:
+        made.measure(bench, case, 0, path)
+    assert path.read_text("utf-8") == first
+    lines = first.splitlines(keepends=True)
+    path.write_text(lines[0], "utf-8")
+    for case in cases:
+        made.measure(bench, case, 0, path)
+    again = read_rows(path)
+    assert [(row["attacker"], row["n"]) for row in again] == [
+        ("f", 0), ("surrogate", 8), ("weights", 0)
+    ]  # fmt: skip
+    path.write_text(first, "utf-8")
+    assert [r["accuracy"] for r in again] == [r["accuracy"] for r in read_rows(path)]
+    made.measure(bench, cases[0], 1, path)  # the control: another seed is another case
+    assert len(read_rows(path)) == 4
+
+
+@pytest.mark.parametrize("defense", ["ape_gan", "denoiser", "magnet"])
+def test_other_defences_are_trained_too(made: ModuleType, bench: Any, defense: str) -> None:
+    row = made.result(bench, made.Case(defense, "surrogate", 8), 0)
+    assert 0 <= row["accuracy"] <= row["clean"] <= 1
+    assert row["updates"] >= 4
+    with pytest.raises(KeyError, match="soap"):
+        made.result(bench, made.Case("soap", "surrogate", 8), 0)
+
+
+def test_unknown_names_are_refused_before_anything_runs(
+    made: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[dict[str, Any]] = []
+    monkeypatch.setattr(made, "Lab", lambda **settings: built.append(settings))
+    for function in ("Bench", "measure", "halved"):
+        monkeypatch.setattr(made, function, lambda *given: None)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--defenses", "pix2pix", "soap"])
+    with pytest.raises(SystemExit):
+        made.main()
+    assert "invalid choice: 'soap'" in capsys.readouterr().err
+    assert built == []
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--defenses", "pix2pix", "--seeds", "3"])
+    made.main()
+    assert [settings["seed"] for settings in built] == [0]  # the control
+
+
+def problems(rows: list[dict[str, Any]], cases: list[Any]) -> list[str]:
+    """What in a file is not one row per case and seed, or contradicts itself."""
+    seeds = {row["seed"] for row in rows}
+    wanted = {
+        (c.attacker, c.n, str(dict(c.changes)), seed) for c in cases for seed in seeds
+    }  # fmt: skip
+    at = {(r["attacker"], r["n"], str(r["changes"]), r["seed"]): r for r in rows}
+    found = [f"{cell} is missing" for cell in sorted(wanted - set(at))]
+    found += ["a row is there twice"] if len(at) < len(rows) else []
+    for cell, row in at.items():
+        if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
+            found.append(f"{cell}: {row['accuracy']} within {row['low']} to {row['high']}")
+        if (row["low"], row["high"]) != wilson(
+            round(row["accuracy"] * row["n_images"]), row["n_images"]
+        ):
+            found.append(f"{cell}: another interval than Wilson's")
+        if row["attacker"] == "surrogate" and row["updates"] < 300:
+            found.append(f"{cell}: only {row['updates']} updates")
+        if row["attacker"] == "weights" and row["accuracy"] > row["own_accuracy"]:
+            found.append(f"{cell}: the defender is not what was attacked")
+    return found
+
+
+def test_what_is_committed_is_whole(made: ModuleType) -> None:
+    everything = Lab("smoke").committed_rows("knowledge")
+    rows = [row for row in everything if row["defense"] == "pix2pix"]
+    cases = list(made.cases("pix2pix"))
+    assert problems(rows, cases) == []
+    for seed in {row["seed"] for row in rows}:
+        left = {r["attacker"]: r["accuracy"] for r in rows if r["seed"] == seed}
+        assert left["weights"] < left["f"]
+    # the controls
+    assert problems(rows[1:], cases) != []
+    assert problems([*rows, rows[0]], cases) == ["a row is there twice"]
+    flattered = [rows[0] | {"accuracy": 1.2}, *rows[1:]]
+    assert any("within" in problem for problem in problems(flattered, cases))
+    with pytest.raises(ValueError, match=r"no committed rows 'know': choose from .*threats"):
+        Lab("smoke").committed_rows("know")
