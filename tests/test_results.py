@@ -8,11 +8,13 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from unfool.artifacts import REPO, load_tensors
 from unfool.evaluation import Record, read_records
+from unfool.lab import Lab
 
 RESULTS = REPO / "results"
 LIMIT = 30_000_000  # bytes of all committed weights
@@ -53,6 +55,28 @@ def test_readme_prints_the_committed_records(name: str) -> None:
     assert missing_rows(readme, list(records.values())) == []
     doctored = readme.replace(with_interval(records["pix2pix"], "end_to_end"), "99.9 [99.0, 100.0]")
     assert missing_rows(doctored, list(records.values())) != []  # the control
+
+
+def known_problems(readme: str, rows: list[dict[str, Any]]) -> list[str]:
+    """What of the README's table of attackers is not as in the rows."""
+    of = {(r["defense"], r["level"]): r for r in rows if r["eps"] == 0.15}
+    names = {"none": "none", "threshold": "`x > 0.5`", "adversarial_pgd": "PGD training",
+             "pix2pix": "purifier"}  # fmt: skip
+    problems = []
+    for defense, name in names.items():
+        levels = [of[defense, level] for level in ("transfer", "white-box")]
+        without, through = (str(round(100 * row["accuracy"])) for row in levels)
+        wanted = f"| {name} | {'' if defense == 'none' else without + ' '}| {through} |"
+        if wanted not in readme or {row["n"] for row in levels} != {100}:
+            problems.append(wanted)
+    return problems
+
+
+def test_readme_says_what_an_attacker_does_who_knows() -> None:
+    readme, rows = (REPO / "README.md").read_text("utf-8"), Lab("smoke").committed_rows("threats")
+    assert known_problems(readme, rows) == []
+    flattered = readme.replace("| purifier | 98 | 18 |", "| purifier | 98 | 81 |")
+    assert known_problems(flattered, rows) == ["| purifier | 98 | 18 |"]
 
 
 def test_seeds_reach_what_is_claimed() -> None:
@@ -124,7 +148,6 @@ def data_folder() -> Path | None:
 @pytest.mark.skipif(data_folder() is None, reason="full MNIST is not here: set UNFOOL_DATA")
 def test_weights_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     from unfool.evaluation import accuracy
-    from unfool.lab import Lab
 
     monkeypatch.setenv("UNFOOL_DATA", str(data_folder()))
     lab = Lab(profile="smoke", dataset="mnist")
