@@ -105,9 +105,9 @@ class Bench:
     def __post_init__(self) -> None:
         train, cut = self.lab.data.train, self.sizes.defender
         self.net = self.lab.classifier("anet")
-        x, y = train.images[: cut + self.sizes.attacker], train.labels
+        halves = slice(cut), slice(cut, cut + self.sizes.attacker)
         self.defenders, self.attackers = (
-            self._attacked(x[rows], y[: len(x)][rows]) for rows in (slice(cut), slice(cut, None))
+            self._attacked(train.images[rows], train.labels[rows]) for rows in halves
         )
         self.test = self.lab.data.test.first(self.sizes.test)
 
