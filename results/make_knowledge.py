@@ -28,7 +28,7 @@ from unfool.lab import Lab, git_commit, versions
 from unfool.threats import k50
 
 PATH = REPO / "results" / "knowledge.jsonl"
-EPS, STEPS = 0.15, 40
+EPS, STEPS = (0.15, 0.2, 0.3), 40
 Settings = Any  # of `pix2pix`, `ape_gan`, `denoiser` or `magnet`: a frozen dataclass
 
 
@@ -105,9 +105,9 @@ class Bench:
     def __post_init__(self) -> None:
         train, cut = self.lab.data.train, self.sizes.defender
         self.net = self.lab.classifier("anet")
-        x, y = train.images[: cut + self.sizes.attacker], train.labels
+        halves = slice(cut), slice(cut, cut + self.sizes.attacker)
         self.defenders, self.attackers = (
-            self._attacked(x[rows], y[: len(x)][rows]) for rows in (slice(cut), slice(cut, None))
+            self._attacked(train.images[rows], train.labels[rows]) for rows in halves
         )
         self.test = self.lab.data.test.first(self.sizes.test)
 
@@ -120,24 +120,10 @@ class Bench:
         return Half(x, fgsm(self.net, x, y, **step), crossed, success)
 
     def defender(self, defense: str) -> nn.Module:
-        """Return the defence that is met, of seed 0; it is kept in the store."""
-        settings = usual(self.lab, defense)
-        config = {
-            "name": f"half-{defense}-anet-mnist5k", "settings": asdict(settings),
-            "fingerprint": self.lab.data.fingerprint, "profile": self.lab.profile.name,
-            "sizes": asdict(self.sizes), "version": MODULES[defense].VERSION,
-        }  # fmt: skip
-
-        def build(folder: Path) -> None:
-            lessons = self.defenders.some(len(self.defenders.x), 0)
-            made = learned(defense, lessons, settings, 0)
-            save_tensors(folder / "weights.safetensors", made.state_dict(), {})
-
-        folder = self.lab.store.get("purifier", config, build)
-        # Hardly trained, to have the right shape; its weights are overwritten at once.
-        empty = learned(defense, self.defenders.some(4, 0), replace(settings, epochs=1), 0)
-        empty.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
-        return empty
+        """Return the defence that is met, of seed 0."""
+        lessons = self.defenders.some(len(self.defenders.x), 0)
+        whose = {"name": f"half-{defense}"}
+        return self._kept(defense, lessons, usual(self.lab, defense), 0, whose)
 
     def surrogate(self, case: Case, seed: int) -> tuple[nn.Module, Settings, int]:
         """Return an attacker's own defence, its settings and the updates that it took.
@@ -150,7 +136,30 @@ class Bench:
         batches = math.ceil(len(lessons[learns_from(case.defense)]) / settings.batch_size)
         epochs = max(settings.epochs, math.ceil(self.sizes.updates / batches))
         settings = replace(settings, epochs=epochs)
-        return learned(case.defense, lessons, settings, seed), settings, epochs * batches
+        whose = {"name": f"surrogate-{case.defense}", "n": case.n, "seed": seed}
+        made = self._kept(case.defense, lessons, settings, seed, whose)
+        return made, settings, epochs * batches
+
+    def _kept(
+        self, defense: str, lessons: tuple[Tensor, Tensor, Tensor], settings: Settings, seed: int,
+        whose: dict[str, Any],
+    ) -> nn.Module:  # fmt: skip
+        """Return what is learned from these lessons; the store keeps it."""
+        config = whose | {
+            "name": f"{whose['name']}-anet-mnist5k", "settings": asdict(settings),
+            "fingerprint": self.lab.data.fingerprint, "profile": self.lab.profile.name,
+            "sizes": asdict(self.sizes), "version": MODULES[defense].VERSION,
+        }  # fmt: skip
+
+        def build(folder: Path) -> None:
+            made = learned(defense, lessons, settings, seed)
+            save_tensors(folder / "weights.safetensors", made.state_dict(), {})
+
+        folder = self.lab.store.get("purifier", config, build)
+        # Hardly trained, to have the right shape; its weights are overwritten at once.
+        empty = learned(defense, self.defenders.some(4, 0), replace(settings, epochs=1), 0)
+        empty.load_state_dict(load_tensors(folder / "weights.safetensors")[0])
+        return empty
 
 
 MODULES: dict[str, Any] = {
@@ -165,7 +174,7 @@ def usual(lab: Lab, defense: str) -> Settings:
         return getattr(lab.profile, by_name[defense])
     like = lab.profile.purifier
     shared = {key: getattr(like, key) for key in ("width", "epochs", "batch_size", "rate")}
-    return denoiser.Settings(size=EPS, **shared)
+    return denoiser.Settings(size=paper_attacks("mnist5k")[0].settings["eps"], **shared)
 
 
 def learns_from(defense: str) -> int:
@@ -199,12 +208,14 @@ def main() -> None:
     for seed in options.seeds:
         for defense in options.defenses:
             for case in cases(defense):
-                measure(bench, case, seed, PATH)
-            print(f"{defense} seed {seed}: K50 {halved(PATH, defense, seed)}", flush=True)
+                for eps in EPS:
+                    measure(bench, case, seed, eps, PATH)
+            for eps in EPS:
+                print(f"{defense} seed {seed} eps {eps}: {halved(PATH, defense, seed, eps)}")
 
 
-def measure(bench: Bench, case: Case, seed: int, path: Path) -> None:
-    """Append the row of a case if the file does not have it yet."""
+def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None:
+    """Append the row of a case and an eps if the file does not have it yet."""
     lab, settings = bench.lab, usual(bench.lab, case.defense)
     design = replace(settings, **dict(case.changes))
     about = {
@@ -212,18 +223,18 @@ def measure(bench: Bench, case: Case, seed: int, path: Path) -> None:
         "fingerprint": lab.data.fingerprint, "profile": lab.profile.name, "seed": seed,
         "defender_seed": 0, "defender_images": bench.sizes.defender, "n_images": bench.sizes.test,
         "attacker": case.attacker, "n": case.n, "width": getattr(design, "width", None),
-        "skips": getattr(design, "skips", None), "changes": dict(case.changes), "eps": EPS,
+        "skips": getattr(design, "skips", None), "changes": dict(case.changes), "eps": eps,
     }  # fmt: skip
     there = read_rows(path) if path.exists() else []
     if any(all(row[key] == value for key, value in about.items()) for row in there):
         return
-    row = about | result(bench, case, seed)
+    row = about | result(bench, case, seed, eps)
     row |= {"settings": asdict(settings), "versions": versions(), "git": git_commit()}
     append_rows([row], path)
-    print(f"{case} seed {seed}: {row['accuracy']:.1%} right", flush=True)
+    print(f"{case} seed {seed} eps {eps}: {row['accuracy']:.1%} right", flush=True)
 
 
-def result(bench: Bench, case: Case, seed: int) -> dict[str, Any]:
+def result(bench: Bench, case: Case, seed: int, eps: float) -> dict[str, Any]:
     """Attack anet behind what the attacker has, and return what the defender makes of it."""
     defender, updates, epochs = bench.defender(case.defense), None, None
     attacked = {"f": None, "weights": defender}.get(case.attacker)
@@ -233,7 +244,7 @@ def result(bench: Bench, case: Case, seed: int) -> dict[str, Any]:
     x, y = bench.test.images, bench.test.labels
     own, whole = defended(bench.net, attacked), defended(bench.net, defender)
     generator = Generator().manual_seed(seed)
-    x_adv = pgd(own, x, y, eps=EPS, steps=STEPS, generator=generator)
+    x_adv = pgd(own, x, y, eps=eps, steps=STEPS, generator=generator)
     clean = predict(whole, x) == y
     right = int((clean & (predict(whole, x_adv) == y)).sum())
     low, high = wilson(right, len(y))
@@ -244,16 +255,22 @@ def result(bench: Bench, case: Case, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def halved(path: Path, defense: str, seed: int) -> str:
-    """Return the K50 of a seed as text: surrogates of the defender's design."""
-    points = {
-        row["n"]: row["accuracy"]
+def halved(path: Path, defense: str, seed: int, eps: float) -> str:
+    """Return a seed's K50 as text, of surrogates like the defender, and the same to half-way.
+
+    Half-way is between the accuracy at n = 0 and the one that the weights leave, which may be above
+    half of the former.
+    """
+    rows = [
+        row
         for row in read_rows(path)
-        if (row["defense"], row["seed"], row["changes"]) == (defense, seed, {})
-        and row["attacker"] != "weights"
-    }
-    found = k50(points)
-    return "not reached" if found is None else f"{found:.0f} images"
+        if (row["defense"], row["seed"], row["eps"], row["changes"]) == (defense, seed, eps, {})
+    ]
+    points = {row["n"]: row["accuracy"] for row in rows if row["attacker"] != "weights"}
+    (weights,) = (row["accuracy"] for row in rows if row["attacker"] == "weights")
+    found = [k50(points), k50(points, floor=weights)]
+    words = ["not reached" if n is None else f"{n:.0f} images" for n in found]
+    return f"K50 {words[0]}, half-way to the weights {words[1]}"
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def test_k50_of_points_on_a_line() -> None:
     assert k50({0: 0.8, 3: 0.0}) == pytest.approx(1)  # log 4 half-way is log 2
     assert k50({0: 0.8, 3: 0.6, 15: 0.41}) is None
     assert k50({0: 0.8}) is None
+    assert k50({0: 0.8, 3: 0.7, 15: 0.6}) is None
+    assert k50({0: 0.8, 3: 0.7, 15: 0.6}, floor=0.5) == pytest.approx(7)  # to 0.65
     assert k50({0: 0.0, 3: 0.0}) == 0
     with pytest.raises(ValueError, match=r"\[3, 15\] lack it"):
         k50({3: 0.6, 15: 0.2})
@@ -90,32 +92,34 @@ def test_a_run_that_was_stopped_goes_on(made: ModuleType, bench: Any, tmp_path: 
     cases = [made.Case("pix2pix", "f"), made.Case("pix2pix", "surrogate", 8)]
     cases.append(made.Case("pix2pix", "weights"))
     for case in cases:
-        made.measure(bench, case, 0, path)
+        made.measure(bench, case, 0, 0.15, path)
     first = path.read_text("utf-8")
     for case in cases:
-        made.measure(bench, case, 0, path)
+        made.measure(bench, case, 0, 0.15, path)
     assert path.read_text("utf-8") == first
     lines = first.splitlines(keepends=True)
     path.write_text(lines[0], "utf-8")
     for case in cases:
-        made.measure(bench, case, 0, path)
+        made.measure(bench, case, 0, 0.15, path)
     again = read_rows(path)
     assert [(row["attacker"], row["n"]) for row in again] == [
         ("f", 0), ("surrogate", 8), ("weights", 0)
     ]  # fmt: skip
     path.write_text(first, "utf-8")
     assert [r["accuracy"] for r in again] == [r["accuracy"] for r in read_rows(path)]
-    made.measure(bench, cases[0], 1, path)  # the control: another seed is another case
-    assert len(read_rows(path)) == 4
+    made.measure(bench, cases[0], 1, 0.15, path)  # the control: another seed is another case
+    made.measure(bench, cases[0], 0, 0.3, path)
+    assert [(row["seed"], row["eps"]) for row in read_rows(path)[3:]] == [(1, 0.15), (0, 0.3)]
+    assert made.halved(path, "pix2pix", 0, 0.15).startswith("K50")
 
 
 @pytest.mark.parametrize("defense", ["ape_gan", "denoiser", "magnet"])
 def test_other_defences_are_trained_too(made: ModuleType, bench: Any, defense: str) -> None:
-    row = made.result(bench, made.Case(defense, "surrogate", 8), 0)
+    row = made.result(bench, made.Case(defense, "surrogate", 8), 0, 0.15)
     assert 0 <= row["accuracy"] <= row["clean"] <= 1
     assert row["updates"] >= 4
     with pytest.raises(KeyError, match="soap"):
-        made.result(bench, made.Case("soap", "surrogate", 8), 0)
+        made.result(bench, made.Case("soap", "surrogate", 8), 0, 0.15)
 
 
 def test_unknown_names_are_refused_before_anything_runs(
@@ -136,12 +140,14 @@ def test_unknown_names_are_refused_before_anything_runs(
 
 
 def problems(rows: list[dict[str, Any]], cases: list[Any]) -> list[str]:
-    """What in a file is not one row per case and seed, or contradicts itself."""
-    seeds = {row["seed"] for row in rows}
+    """What in a file is not one row per case, seed and eps, or contradicts itself."""
     wanted = {
-        (c.attacker, c.n, str(dict(c.changes)), seed) for c in cases for seed in seeds
-    }  # fmt: skip
-    at = {(r["attacker"], r["n"], str(r["changes"]), r["seed"]): r for r in rows}
+        (c.attacker, c.n, str(dict(c.changes)), seed, eps)
+        for c in cases
+        for seed in {row["seed"] for row in rows}
+        for eps in (0.15, 0.2, 0.3)
+    }
+    at = {(r["attacker"], r["n"], str(r["changes"]), r["seed"], r["eps"]): r for r in rows}
     found = [f"{cell} is missing" for cell in sorted(wanted - set(at))]
     found += ["a row is there twice"] if len(at) < len(rows) else []
     for cell, row in at.items():
@@ -163,9 +169,10 @@ def test_what_is_committed_is_whole(made: ModuleType) -> None:
     rows = [row for row in everything if row["defense"] == "pix2pix"]
     cases = list(made.cases("pix2pix"))
     assert problems(rows, cases) == []
-    for seed in {row["seed"] for row in rows}:
-        left = {r["attacker"]: r["accuracy"] for r in rows if r["seed"] == seed}
-        assert left["weights"] < left["f"]
+    left = {(r["attacker"], r["n"], r["seed"], r["eps"]): r["accuracy"] for r in rows}
+    for (attacker, n, seed, eps), accuracy in left.items():
+        if attacker == "weights":
+            assert accuracy <= left["surrogate", 2000, seed, eps] < left["f", n, seed, eps]
     # the controls
     assert problems(rows[1:], cases) != []
     assert problems([*rows, rows[0]], cases) == ["a row is there twice"]

@@ -159,23 +159,25 @@ def threat_levels(
         return trial.run(victims | {"white-box": climbed}, guarded)
 
 
-def k50(points: Mapping[int, float]) -> float | None:
+def k50(points: Mapping[int, float], *, floor: float = 0.0) -> float | None:
     """Return how many images halve the accuracy that an attacker without any leaves.
 
     Between two measured numbers the accuracy is taken to be linear in log(1 + n).
 
     Args:
         points: the accuracy that an attacker with n images leaves, by n; n = 0 must be there.
+        floor: ask for half-way from n = 0 down to this accuracy instead, such as what the attacker
+            with the weights leaves: a defence that holds out against him has no other K50.
 
     Returns:
-        The smallest such n, 0 or more; None where no measured accuracy is half of that at 0.
+        The smallest such n, 0 or more; None where no measured accuracy is as low.
 
     Raises:
         ValueError: there is no accuracy at n = 0.
     """
     if 0 not in points:
         raise ValueError(f"k50 halves the accuracy at n = 0, and {sorted(points)} lack it: add it")
-    half = points[0] / 2
+    half = (points[0] + floor) / 2
     for a, b in pairwise(sorted(points)):
         if points[b] <= half:
             share = (points[a] - half) / (points[a] - points[b]) if points[a] > half else 0.0
