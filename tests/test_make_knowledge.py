@@ -139,20 +139,25 @@ def test_unknown_names_are_refused_before_anything_runs(
     assert [settings["seed"] for settings in built] == [0]  # the control
 
 
+def named(row: dict[str, Any]) -> str:
+    return str(sorted(row["changes"].items()))
+
+
 def problems(rows: list[dict[str, Any]], cases: list[Any]) -> list[str]:
     """What in a file is not one row per case, seed and eps, or contradicts itself."""
     wanted = {
-        (c.attacker, c.n, str(dict(c.changes)), seed, eps)
+        (c.attacker, c.n, str(sorted(c.changes)), seed, eps)
         for c in cases
         for seed in {row["seed"] for row in rows}
         for eps in (0.15, 0.2, 0.3)
     }
-    at = {(r["attacker"], r["n"], str(r["changes"]), r["seed"], r["eps"]): r for r in rows}
+    at = {(r["attacker"], r["n"], named(r), r["seed"], r["eps"]): r for r in rows}
     found = [f"{cell} is missing" for cell in sorted(wanted - set(at))]
     found += ["a row is there twice"] if len(at) < len(rows) else []
     for cell, row in at.items():
         if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
             found.append(f"{cell}: {row['accuracy']} within {row['low']} to {row['high']}")
+            continue
         if (row["low"], row["high"]) != wilson(
             round(row["accuracy"] * row["n_images"]), row["n_images"]
         ):

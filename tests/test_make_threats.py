@@ -121,6 +121,7 @@ def problems(rows: list[dict[str, Any]], cases: dict[str, Any]) -> list[str]:
     for cell, row in at.items():
         if not 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1:
             found.append(f"{cell}: {row['accuracy']} within {row['low']} to {row['high']}")
+            continue
         if (row["low"], row["high"]) != wilson(round(row["accuracy"] * row["n"]), row["n"]):
             found.append(f"{cell}: another interval than Wilson's")
         if row["accuracy"] > row["clean"]:
