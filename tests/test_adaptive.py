@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import victims
 from attack_tools import batch, fooled, network, next_class
-from unfool.attacks import apgd, bpda, eot, pgd, square
+from unfool.attacks import apgd, bpda, eot, pgd, square, with_refusal
 from unfool.attacks.apgd import LOSSES, Objective, checkpoints, spread
 from unfool.attacks.square import side_of
 from unfool.defenses import Threshold
@@ -165,6 +165,42 @@ def test_eot_needs_a_draw(samples: Any) -> None:
 
 
 # --- Square ---------------------------------------------------------------------------------------
+
+
+class TwoPixels(nn.Module):
+    """Class 1 where the first pixel is over 0.5, else class 0; class 2 never."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = 10 * (x[:, 0, 0, 0] - 0.5)
+        return torch.stack([-lead, lead, torch.full_like(lead, -20.0)], dim=1)
+
+
+def suspicion(x: Tensor) -> Tensor:
+    """Refuse where the first pixel is brighter than the second by 0.1."""
+    return (x[:, 0, 0, 0] - x[:, 0, 0, 1] - 0.1) / 0.1
+
+
+def test_with_refusal_finds_what_passes_the_detector() -> None:
+    x = torch.full((4, 1, 1, 2), 0.4)
+    y = torch.zeros(4, dtype=torch.int64)
+    joint, aim = with_refusal(TwoPixels(), suspicion), torch.ones_like(y)
+    x_adv = apgd(joint, x, y, eps=0.15, steps=20, losses=["margin"], target=aim)
+    assert (TwoPixels()(x_adv).argmax(dim=1) == 1).all()
+    assert (suspicion(x_adv) < 0).all()
+    assert (joint(x_adv).argmax(dim=1) == 1).all()
+    # The controls: who does not know the detector is caught; where it can't be passed, nobody is.
+    caught = x + torch.tensor([0.15, -0.15])
+    assert (TwoPixels()(caught).argmax(dim=1) == 1).all()
+    assert (suspicion(caught) > 0).all()
+    assert (joint(caught).argmax(dim=1) == 3).all()
+    never = with_refusal(TwoPixels(), lambda x: x[:, 0, 0, 0] - 0.45)
+    x_adv = apgd(never, x, y, eps=0.15, steps=20, losses=["margin"], target=aim)
+    assert not (never(x_adv).argmax(dim=1) == 1).any()
+
+
+def test_with_refusal_needs_one_number_per_image() -> None:
+    with pytest.raises(ValueError, match=r"returns \(4, 2\) for 4 images"):
+        with_refusal(TwoPixels(), lambda x: x[:, 0, 0])(torch.rand(4, 1, 1, 2))
 
 
 class NoGradients(nn.Module):

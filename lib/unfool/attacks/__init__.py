@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unfool.attacks._descent import lead
 from unfool.attacks._guard import random_targets
-from unfool.attacks.adaptive import bpda, eot
+from unfool.attacks.adaptive import bpda, eot, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
@@ -67,6 +67,7 @@ __all__ = [
     "r_llc",
     "random_targets",
     "square",
+    "with_refusal",
 ]
 
 

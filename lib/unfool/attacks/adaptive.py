@@ -1,8 +1,8 @@
 """What an attacker puts around a defence that gives no gradient, or another one at every look.
 
-`bpda` and `eot` are no attacks. They turn a defence into a model that any attack of this package
-climbs, and they change nothing about the defence itself: an image that is found has still to fool
-the real thing. Explained in notebook 12.
+`bpda`, `eot` and `with_refusal` are no attacks. They turn a defence into a model that any attack of
+this package climbs, and they change nothing about the defence itself: an image that is found has
+still to fool the real thing. Explained in notebook 12.
 """
 
 from __future__ import annotations
@@ -96,3 +96,43 @@ class Eot(nn.Module):
         for _ in range(self.samples - 1):
             total = total + self.model(x)
         return total / self.samples
+
+
+def with_refusal(classifier: nn.Module, suspicion: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a model of one class more, "refused", for who must fool a classifier and a detector.
+
+    Carlini and Wagner 2017b (arXiv 1705.07263, section 3): give it to an attack with `target=`, one
+    of the classifier's classes. To reach it is to be misread and accepted; without a target an
+    attack may end in "refused", which fools nobody.
+
+    The new logit is the largest one plus suspicion times the spread of the logits, so that it wins
+    exactly where the suspicion is positive. (The authors multiply by 1 + suspicion instead, which
+    takes logits above 0.)
+
+    Args:
+        classifier: images (N, C, H, W) -> logits (N, classes), the reader behind the defence.
+        suspicion: images -> (N,), with a gradient; above 0 where the detector refuses, and of order
+            1 about the threshold, such as MagNet's `scores / thresholds - 1`, the largest of them.
+
+    Raises:
+        ValueError: when called, where suspicion is not (N,).
+    """
+    return _WithRefusal(classifier, suspicion)
+
+
+class _WithRefusal(nn.Module):
+    def __init__(self, classifier: nn.Module, suspicion: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.classifier, self.suspicion = classifier, suspicion
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(x)
+        doubt = self.suspicion(x)
+        if doubt.shape != (len(x),):
+            raise ValueError(
+                f"suspicion returns {tuple(doubt.shape)} for {len(x)} images: return one number "
+                "each, of several detectors the largest"
+            )
+        largest = logits.amax(dim=1)
+        spread = (largest - logits.amin(dim=1)).detach()
+        return torch.cat([logits, (largest + doubt * spread)[:, None]], dim=1)
