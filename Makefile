@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab exercises bench doctor lock
+.PHONY: help setup run test test-all lab exercises grade bench doctor lock
 
 help:      ## what there is (the default)
 	@$(PYTHON) course.py help
@@ -25,6 +25,9 @@ lab:       ## JupyterLab on a copy under work/; make lab ARGS="--no-browser"
 
 exercises: ## make exercises/ from solutions/; ARGS=--run executes these first
 	@$(PYTHON) course.py exercises $(ARGS)
+
+grade:     ## grade a folder; make grade SUBMISSIONS=folder ARGS="--seconds 60"
+	@$(PYTHON) course.py grade "$(SUBMISSIONS)" $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

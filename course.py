@@ -566,6 +566,12 @@ def verb_exercises(rest: list[str]) -> int:
     return call(python("-m", "unfool", "exercises", *rest))
 
 
+def verb_grade(rest: list[str]) -> int:
+    """Grade a folder of submissions."""
+    setup()
+    return call(python("-m", "unfool", "grade", *rest))
+
+
 def verb_doctor(_: list[str]) -> int:
     """Say what this machine has; installs nothing."""
     if ready():
@@ -642,6 +648,12 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "make exercises/ from solutions/",
         "With --run the solutions are executed first and written back.",
     ),
+    "grade": (
+        verb_grade,
+        "grade a folder of exercises by nbgrader",
+        "course.py grade SUBMISSIONS, a folder for each student; all options, once set up: "
+        "unfool grade --help.",
+    ),
     "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
@@ -651,7 +663,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-TAKES_MORE = {"run", "lab", "exercises", "bench", "lock"}
+TAKES_MORE = {"run", "lab", "exercises", "grade", "bench", "lock"}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -184,7 +184,10 @@ def makefile_problems(text: str) -> list[str]:
     problems = [f"{verb} is no rule" for verb in course.VERBS if verb not in rules]
     problems += [f"{rule} is not phony" for rule in rules if rule not in declared]
     for rule, recipe in rules.items():
-        line = rf"\t@\$\(PYTHON\) course\.py {re.escape(rule)}( \$\(ARGS\))?\n*"
+        line = (
+            rf"\t@\$\(PYTHON\) course\.py {re.escape(rule)}"
+            r'( "\$\(SUBMISSIONS\)")?( \$\(ARGS\))?\n*'
+        )
         if not re.fullmatch(line, recipe) or rule not in course.VERBS:
             problems.append(f"{rule} is not one line over course.py")
     return problems

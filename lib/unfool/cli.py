@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run", action="store_true", help="first execute the solutions and write them back"
     )
     exercises.set_defaults(command=_exercises)
+    _add_grade(commands)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -103,6 +104,29 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--no-report", action="store_true", help="build no HTML report")
     run.add_argument("--timeout", type=float, metavar="S", help="seconds that a notebook may take")
     run.set_defaults(command=_run)
+
+
+def _add_grade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    where = REPO / "work" / "grading"
+    grade = commands.add_parser(
+        "grade",
+        help="grade a folder of exercises: points, tables, a feedback page for each student",
+        description="Grade SUBMISSIONS/STUDENT/exNN_….ipynb by nbgrader. What was graded is not "
+        "graded again unless it, its exercise, a check or a limit changed.",
+    )
+    grade.add_argument("submissions", type=Path, metavar="SUBMISSIONS")
+    grade.add_argument("--out", type=Path, default=where, metavar="DIR", help="(work/grading)")
+    grade.add_argument("--seconds", type=float, default=120, help="for a notebook (120)")
+    grade.add_argument("--memory", type=int, default=2000, help="MB, all its processes (2000)")
+    grade.add_argument("--output", type=int, default=200, help="kB of text that is kept (200)")
+    grade.add_argument("--processes", type=int, default=64, help="at once (64)")
+    grade.add_argument("-j", "--jobs", type=int, default=2, metavar="N", help="judge N at once (2)")
+    grade.add_argument("--seed", type=int, help="of the checks' inputs; default: as before, or new")
+    grade.add_argument(
+        "--students", type=Path, metavar="CSV", help="columns id,first_name,last_name,email"
+    )
+    grade.add_argument("--again", action="store_true", help="grade all of them again")
+    grade.set_defaults(command=_grade)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +176,23 @@ def _exercises(options: argparse.Namespace) -> int:
         print(f"executed {path.name}", flush=True)
     for line in generate():
         print(line)
+    return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from unfool.grading.run import grade
+    from unfool.grading.sandbox import Limits
+
+    limits = Limits(options.seconds, options.memory, options.output, options.processes)
+    grade(
+        options.submissions,
+        options.out,
+        limits,
+        jobs=options.jobs,
+        seed=options.seed,
+        students=options.students,
+        again=options.again,
+    )
     return 0
 
 

@@ -113,6 +113,7 @@ def _notebook_page(name: str, nb: NotebookNode, pages: Sequence[str]) -> str:
     )
     body, _ = exporter.from_notebook_node(nb)
     body = _badges(_links(formulas.put_back(body), pages))
+    body = body.replace("<pre>", '<pre tabindex="0">')  # wide code scrolls, by the keyboard too
     return _page(title_of(nb) or name, body, _navigation(name, pages))
 
 
