@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab exercises bench doctor lock
+.PHONY: help setup run test test-all lab exercises batch batch-dry batch-resume bench doctor lock
 
 help:      ## what there is (the default)
 	@$(PYTHON) course.py help
@@ -25,6 +25,15 @@ lab:       ## JupyterLab on a copy under work/; make lab ARGS="--no-browser"
 
 exercises: ## make exercises/ from solutions/; ARGS=--run executes these first
 	@$(PYTHON) course.py exercises $(ARGS)
+
+batch:     ## a grid of experiments; make batch GRID=smoke PROFILE=local
+	@$(PYTHON) course.py batch $(GRID) $(PROFILE:%=--profile %) $(ARGS)
+
+batch-dry: ## its jobs and expected hours; make batch-dry GRID=table2
+	@$(PYTHON) course.py batch-dry $(GRID) $(PROFILE:%=--profile %) $(ARGS)
+
+batch-resume: ## take up the batch that was run last
+	@$(PYTHON) course.py batch-resume $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

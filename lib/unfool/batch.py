@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,7 @@ def _build(job: Job, folder: Path) -> None:
         lab.adversarial_set(attack, classifier=own["classifier"], split=own["split"])
     else:
         seen = attack_list(own["dataset"], own["attacks"]) if own["attacks"] else None
-        lab.defense(
-            own["defense"], classifier=own["classifier"], attacks=seen, **own["settings"]
-        )
+        lab.defense(own["defense"], classifier=own["classifier"], attacks=seen, **own["settings"])
     write_text(result_of(job, folder), json.dumps(job.parameters, sort_keys=True) + "\n")
 
 
@@ -177,28 +176,34 @@ def run(
     try:
         with FileLock(out / ".lock", timeout=0):
             write_text(out / "plan.json", dump(jobs))
-            again = {"grid": grid, "profile": profile, "cores": cores, "partition": partition}
-            write_text(OUT / "last.json", json.dumps({**again, "out": str(out)}) + "\n")
+            again = {
+                "grid": str(grid_path(grid)),
+                "profile": profile,
+                "cores": cores,
+                "partition": partition,
+            }
+            write_text(out / "again.json", json.dumps(again) + "\n")
             if profile == "slurm":
                 _cancel(_prefix(out), say)
             say(f"{name}: {len(jobs)} jobs, {len(left(jobs, out))} to do, in {out}")
             _snakemake(out, profile, cores, partition)
-            return _conclude(jobs, out, profile, say)
+            return _conclude(jobs, out, say)
     except Timeout:
         raise UsageError(f"another batch is at work in {out}: wait for it, or end it") from None
 
 
-def resume(say: Say = print) -> int:
-    """Take up the batch that was run last; see `run`.
+def resume(out: Path | None = None, *, say: Say = print) -> int:
+    """Take up the batch of a folder, by default the one begun last; see `run`.
 
     Raises:
         UsageError: there is none.
     """
-    try:
-        last = json.loads((OUT / "last.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError("no batch to resume: begin one with `make batch GRID=smoke`") from None
-    return run(**{**last, "out": Path(last["out"])}, say=say)
+    begun = [out / "again.json"] if out else list(OUT.glob("*/again.json"))
+    last = max((p for p in begun if p.exists()), key=lambda p: p.stat().st_mtime, default=None)
+    if last is None:
+        raise UsageError("no batch to resume: begin one with `make batch GRID=smoke`")
+    again = json.loads(last.read_text("utf-8"))
+    return run(**again, out=last.parent, say=say)
 
 
 def left(jobs: Sequence[Job], out: Path) -> list[Job]:
@@ -246,13 +251,11 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
         command += ["--default-resources", f"slurm_partition={partition}"] if partition else []
     elif cores:
         command += ["--cores", str(cores)]
-    try:
+    with suppress(SystemExit):  # it ends so in any case
         snakemake.cli.main(command)
-    except SystemExit:  # it ends so in any case
-        pass
 
 
-def _conclude(jobs: Sequence[Job], out: Path, profile: str, say: Say) -> int:
+def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
     """Join the records, say what failed and where its log is; 0 if nothing did."""
     missing = left(jobs, out)
     records = _joined(jobs, out)
@@ -260,11 +263,13 @@ def _conclude(jobs: Sequence[Job], out: Path, profile: str, say: Say) -> int:
     failed = [job for job in missing if job.name in began]
     for job in failed:
         say(f"FAILED {job.name}: {_reason(job, out)}")
-    say(f"{len(jobs) - len(missing)} of {len(jobs)} jobs done, {len(failed)} FAILED, "
-        f"{len(missing) - len(failed)} not begun; {records} records in {out / 'records.jsonl'}")  # fmt: skip
+    done, waiting = len(jobs) - len(missing), len(missing) - len(failed)
+    say(
+        f"{done} of {len(jobs)} jobs done, {len(failed)} FAILED, {waiting} not begun; "
+        f"{records} records in {out / 'records.jsonl'}"
+    )
     if missing:
-        where = "" if profile == "local" else f" PROFILE={profile}"
-        say(f"when the cause is mended, go on with: make batch-resume (here{where})")
+        say("when the cause is mended, go on with: make batch-resume")
     return 1 if missing else 0
 
 

@@ -82,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     exercises.set_defaults(command=_exercises)
     _add_batch(commands)
+    for name, what in (("tables", "tables"), ("figures", "figures by epoch")):
+        made = commands.add_parser(
+            name, help=f"build the paper's {what} from the committed records, under results/"
+        )
+        made.add_argument(
+            "--records", type=Path, nargs="+", default=[], metavar="FILE",
+            help="more records, such as build/batch/table2/records.jsonl",
+        )  # fmt: skip
+        made.set_defaults(command=_tables if name == "tables" else _figures)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -161,7 +170,7 @@ def _batch(options: argparse.Namespace) -> int:
     from unfool.notebooks import UsageError
 
     if options.resume:
-        return batch.resume(say=_say)
+        return batch.resume(options.out, say=_say)
     if not options.grid:
         raise UsageError("no grid: name one of workflow/grids/, such as `unfool batch smoke`")
     if options.cores is not None and options.cores < 1:
@@ -175,6 +184,33 @@ def _batch(options: argparse.Namespace) -> int:
         out=options.out,
         say=_say,
     )
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from unfool.paper import VERDICTS, write_tables
+
+    made, skipped, paths = write_tables(options.records)
+    for table in made:
+        counts = ", ".join(f"{table.verdicts[v]} {v}" for v in VERDICTS if table.verdicts[v])
+        _say(f"Table {table.number}: {counts}")
+    _tell(skipped, paths)
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from unfool.paper import write_figures
+
+    _tell(*write_figures(options.records))
+    return 0
+
+
+def _tell(skipped: Sequence[str], paths: Sequence[Path]) -> None:
+    for line in skipped:
+        _say(f"skipped: {line}")
+    if skipped:
+        _say(f"{len(skipped)} lines skipped: mend them or delete them")
+    for path in paths:
+        _say(f"wrote {path.relative_to(REPO) if path.is_relative_to(REPO) else path}")
 
 
 def _say(line: str) -> None:

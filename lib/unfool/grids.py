@@ -209,7 +209,9 @@ def _experiment(notebook: Path, given: Mapping[str, Any]) -> Job:
         raise UsageError(f"seed must be a whole number from 0 on, not {seed!r}")
     own = {**defaults(notebook), **validate_parameters(notebook, given)}
     if notebook.stem != UNIT:
-        name = _name(f"{notebook.stem[:2]}-s{own.get('seed', 0)}", {"notebook": notebook.stem, **own})
+        name = _name(
+            f"{notebook.stem[:2]}-s{own.get('seed', 0)}", {"notebook": notebook.stem, **own}
+        )
         return Job(name, "experiment", notebook.stem, own, records=-1, seconds=_costs()["lesson"])
     _check(own)
     slug = f"{own['classifier']}-{own['defense']}-{own['dataset']}-s{own['seed']}"
@@ -245,7 +247,14 @@ def settings_of(defense: str) -> list[str]:
     from inspect import signature
 
     from unfool.defenses import (
-        WASHERS, adversarial_training, ape_gan, defense_gan, denoiser, finetuned, magnet, pix2pix,
+        WASHERS,
+        adversarial_training,
+        ape_gan,
+        defense_gan,
+        denoiser,
+        finetuned,
+        magnet,
+        pix2pix,
     )  # fmt: skip
 
     if defense == "none":
@@ -277,7 +286,9 @@ def _with_shared(experiments: list[Job]) -> dict[str, Job]:
         own = job.parameters
         first = [_classifier(own, own["classifier"]), *_sets(own, own["made_on"], "test")]
         defense = _defense(own)
-        lessons = _sets(own, own["trained_for"], "train") if own["defense"] in LEARN_FROM_ATTACKS else []
+        lessons = (
+            _sets(own, own["trained_for"], "train") if own["defense"] in LEARN_FROM_ATTACKS else []
+        )
         if own["defense"] in ("none", *WASHERS):
             last: list[Job] = []
         elif wanted[defense.name] > 1:
