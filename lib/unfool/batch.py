@@ -268,6 +268,8 @@ def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
         f"{done} of {len(jobs)} jobs done, {len(failed)} FAILED, {waiting} not begun; "
         f"{records} records in {out / 'records.jsonl'}"
     )
+    if missing and not failed:
+        say("what kept them from beginning stands above, in Snakemake's own words")
     if missing:
         say("when the cause is mended, go on with: make batch-resume")
     return 1 if missing else 0
