@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,23 +65,23 @@ class Job:
     gpus: int = 0
 
 
-def attack_list(dataset: str, wanted: str | Sequence[Any]) -> list[AttackSettings]:
+def attack_list(dataset: str, wanted: Sequence[Any]) -> list[AttackSettings]:
     """Return attacks as a grid names them.
 
     Args:
         dataset: its paper's settings are the defaults.
-        wanted: "paper" for the paper's four; or a list of names and of mappings from one name to
-            settings that differ, such as ["deepfool", {"fgsm": {"eps": 0.3}}].
+        wanted: names, or mappings from one name to settings that differ, such as
+            ["deepfool", {"fgsm": {"eps": 0.3}}]; ["paper"] is the paper's four.
 
     Raises:
         UsageError: no attack of that name, or a setting that it does not have.
     """
     from unfool.attacks import paper_attacks
 
-    if wanted == "paper":
-        return list(paper_attacks(dataset))
     if not isinstance(wanted, list | tuple) or not wanted:
-        raise UsageError(f'attacks must be "paper" or a list of names, not {wanted!r}')
+        raise UsageError(f"attacks must be a list of names, such as [fgsm, jsma], not {wanted!r}")
+    if list(wanted) == ["paper"]:
+        return list(paper_attacks(dataset))
     return [_attack(dataset, one) for one in wanted]
 
 
@@ -116,13 +117,14 @@ def plan(grid: str | Path) -> list[Job]:
     content = _content(path)
     try:
         (notebook,) = find([str(content.get("notebook", UNIT))])
+        known = defaults(notebook)
         resources = _resources(content.get("resources") or {})
         common = content.get("common") or {}
         rows = [{**common, **row} for row in content["rows"]]
         experiments: dict[str, Job] = {}
         for number, row in enumerate(rows, 1):
             for parameters in _expanded(row, number):
-                job = _experiment(notebook, parameters)
+                job = _experiment(notebook, parameters, known)
                 if job.name in experiments:
                     raise UsageError(f"row {number} doubles {job.name}: take one of the two away")
                 experiments[job.name] = job
@@ -202,12 +204,12 @@ def _known(what: str, name: Any, choices: Any) -> None:
 # -------------------------------------------------------------------------------------- jobs
 
 
-def _experiment(notebook: Path, given: Mapping[str, Any]) -> Job:
+def _experiment(notebook: Path, given: Mapping[str, Any], known: Mapping[str, Any]) -> Job:
     """The job of one combination; its parameters are complete and checked."""
     seed = given.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UsageError(f"seed must be a whole number from 0 on, not {seed!r}")
-    own = {**defaults(notebook), **validate_parameters(notebook, given)}
+    own = {**known, **validate_parameters(notebook, given, known)}
     if notebook.stem != UNIT:
         name = _name(
             f"{notebook.stem[:2]}-s{own.get('seed', 0)}", {"notebook": notebook.stem, **own}
@@ -377,6 +379,7 @@ def _asking(job: Job, resources: Mapping[str, int]) -> Job:
 # -------------------------------------------------------------------------------- expected time
 
 
+@cache
 def _costs() -> dict[str, Any]:
     costs: dict[str, Any] = yaml.safe_load(COSTS.read_text("utf-8"))
     return costs
@@ -394,6 +397,8 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     from unfool.profiles import profile_of
 
     costs, profile = _costs(), profile_of(own["profile"])
+    if str(own["device"]).startswith("cuda"):
+        return _work(kind, {**own, "device": "cpu"}) / float(costs["gpu"])
     images = {"mnist": 60_000, "cifar10": 50_000}.get(str(own["dataset"]), 3600)
     network = str(own.get("classifier", "")).split("-")[0]
     factor = float(costs["network"].get(network, 1.0))
@@ -408,7 +413,7 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     purifier = profile.purifier
     pairs = sum(
         min(images, profile.images(a.name, "train"))
-        for a in attack_list(own["dataset"], own["attacks"] or "paper")
+        for a in attack_list(own["dataset"], own["attacks"] or ["paper"])
     )
     epochs = own["settings"].get("epochs", purifier.epochs)
     width = own["settings"].get("width", purifier.width) / 16

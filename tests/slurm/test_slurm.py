@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from cluster import cluster, why_not
+
 from test_batch import FOUR, LIMIT, history, problems, start, until
-from unfool import grids
+from unfool import batch, grids
 from unfool.evaluation import read_records
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
@@ -33,9 +33,20 @@ def queued() -> list[str]:
     return done.stdout.splitlines()
 
 
+def build_what_is_shared(grid: Path, out: Path) -> None:
+    """Do the shared jobs here: on Slurm, each wave of jobs would cost half a minute of asking."""
+    jobs = grids.plan(grid)
+    out.mkdir()
+    (out / "plan.json").write_text(grids.dump(jobs))
+    for job in jobs:
+        if job.kind != "experiment":
+            batch.one(job.name, out)
+
+
 def test_kill_9_of_the_master_and_resume(tmp_path: Path) -> None:
     grid, out = tmp_path / "four.yaml", tmp_path / "out"
     grid.write_text(FOUR)
+    build_what_is_shared(grid, out)
     master = start(grid, out, "--profile", "slurm")
 
     def in_flight() -> bool:
