@@ -3,7 +3,8 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab exercises grade bench doctor lock
+.PHONY: help setup run test test-all lab exercises grade
+.PHONY: batch batch-dry batch-resume bench doctor lock
 
 help:      ## what there is (the default)
 	@$(PYTHON) course.py help
@@ -28,6 +29,15 @@ exercises: ## make exercises/ from solutions/; ARGS=--run executes these first
 
 grade:     ## grade a folder; make grade SUBMISSIONS=folder ARGS="--seconds 60"
 	@$(PYTHON) course.py grade "$(SUBMISSIONS)" $(ARGS)
+
+batch:     ## a grid of experiments; make batch GRID=smoke PROFILE=local
+	@$(PYTHON) course.py batch $(GRID) $(PROFILE:%=--profile %) $(ARGS)
+
+batch-dry: ## its jobs and expected hours; make batch-dry GRID=table2
+	@$(PYTHON) course.py batch-dry $(GRID) $(PROFILE:%=--profile %) $(ARGS)
+
+batch-resume: ## take up the batch that was run last
+	@$(PYTHON) course.py batch-resume $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

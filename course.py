@@ -560,6 +560,22 @@ def verb_lab(rest: list[str]) -> int:
     return call(python("-m", "jupyterlab", f"--ServerApp.root_dir={work}", *opened, *rest))
 
 
+def verb_batch(rest: list[str]) -> int:
+    """Run a grid of experiments."""
+    setup()
+    return call(python("-m", "unfool", "batch", *rest))
+
+
+def verb_batch_dry(rest: list[str]) -> int:
+    """Say what a grid would run, and for how long."""
+    return verb_batch([*rest, "--dry-run"])
+
+
+def verb_batch_resume(rest: list[str]) -> int:
+    """Take up the batch that was run last."""
+    return verb_batch([*rest, "--resume"])
+
+
 def verb_exercises(rest: list[str]) -> int:
     """Make exercises/ from solutions/."""
     setup()
@@ -620,6 +636,15 @@ RUN_HELP = """examples:
 
 What follows `run` goes to `unfool run`; all its options, once set up: unfool run --help."""
 
+BATCH_HELP = """examples:
+  course.py batch-dry smoke                    jobs and expected hours, runs nothing
+  course.py batch smoke                        on this machine (make: GRID=smoke)
+  course.py batch table2 --profile slurm       on a cluster (make: GRID=table2 PROFILE=slurm)
+  course.py batch-resume                       the batch that was run last, after a kill
+
+What follows goes to `unfool batch`; all its options, once set up: unfool batch --help.
+How to write a grid, use Slurm, what it costs: workflow/README.md."""
+
 BENCH_HELP = """examples:
   course.py bench --quick                      does it run? 2 to 8 images; minutes
   course.py bench --attacks pgd deepfool       these two, beside every library
@@ -654,6 +679,9 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "course.py grade SUBMISSIONS, a folder for each student; all options, once set up: "
         "unfool grade --help.",
     ),
+    "batch": (verb_batch, "run a grid of experiments, here or on Slurm", BATCH_HELP),
+    "batch-dry": (verb_batch_dry, "the jobs of a grid and expected hours", BATCH_HELP),
+    "batch-resume": (verb_batch_resume, "take up the batch that was run last", BATCH_HELP),
     "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
@@ -663,7 +691,8 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-TAKES_MORE = {"run", "lab", "exercises", "grade", "bench", "lock"}
+BATCH_VERBS = {"batch", "batch-dry", "batch-resume"}
+TAKES_MORE = {"run", "lab", "exercises", "grade", "bench", "lock"} | BATCH_VERBS
 
 
 def parser() -> argparse.ArgumentParser:

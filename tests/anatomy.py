@@ -33,6 +33,7 @@ weigh write
 """
 VERBS = set(GOALS_START_WITH.split())
 MAX_PARAMETERS, MAX_LINES, MEDIAN_LINES, MAX_CELLS = 8, 20, 6, 32
+MAX_OF_UNIT = 10  # parameters of the batch's unit, which has no acts
 MAX_WORDS, MAX_IDEA_WORDS, MAX_BYTES = 1300, 120, 1_000_000
 CLOSING = ("## Try it", "## Exercises", "## Quiz", "## Summary", "## Further reading")
 NETWORK = {"urllib", "requests", "http", "socket", "ftplib", "aiohttp", "httpx"}
@@ -200,8 +201,9 @@ def parameters(nb: NotebookNode) -> list[str]:
     problems = []
     if len(found) != len(statements):
         problems.append("the parameters cell must hold assignments to plain names only")
-    if not 1 <= len(found) <= MAX_PARAMETERS:
-        problems.append(f"{len(found)} parameters, must be 1 to {MAX_PARAMETERS}")
+    most = MAX_PARAMETERS if acts(nb) else MAX_OF_UNIT
+    if not 1 <= len(found) <= most:
+        problems.append(f"{len(found)} parameters, must be 1 to {most}")
     problems += [f"parameter {n} must be a literal" for n, v in found if not is_literal(v)]
     for node in statements:
         if isinstance(node, ast.AnnAssign) and not isinstance(node.annotation, ast.Name):
@@ -651,3 +653,11 @@ RULES: dict[str, Callable[[NotebookNode], list[str]]] = {
         sources,
     )
 }
+
+UNIT_RULES = tuple(  # of the batch's unit, which is no lesson
+    rule.__name__
+    for rule in (
+        parameters, parameters_read, setup, cell_count, word_count, file_size, plain, widgets,
+        network, absolute_paths, kernel, committed, counts, errors, figures, sources,
+    )
+)  # fmt: skip

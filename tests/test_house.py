@@ -27,7 +27,7 @@ TOP = (
     "Makefile", "pyproject.toml", "requirements.in", "requirements.lock", "environment.yml",
     ".ci/run", "notebooks", "exercises/README.md", "solutions/README.md", "data/README.md",
     "data/LICENSE", "data/mnist5k.npz", "lib/unfool", "tests",
-    "benchmarks/README.md", "requirements-bench.txt",
+    "benchmarks/README.md", "requirements-bench.txt", "workflow/README.md", "workflow/Snakefile",
 )  # fmt: skip
 
 
@@ -184,10 +184,8 @@ def makefile_problems(text: str) -> list[str]:
     problems = [f"{verb} is no rule" for verb in course.VERBS if verb not in rules]
     problems += [f"{rule} is not phony" for rule in rules if rule not in declared]
     for rule, recipe in rules.items():
-        line = (
-            rf"\t@\$\(PYTHON\) course\.py {re.escape(rule)}"
-            r'( "\$\(SUBMISSIONS\)")?( \$\(ARGS\))?\n*'
-        )
+        more = r"( \"\$\(SUBMISSIONS\)\"| \$\(GRID\) \$\(PROFILE:%=--profile %\))?"
+        line = rf"\t@\$\(PYTHON\) course\.py {re.escape(rule)}{more}( \$\(ARGS\))?\n*"
         if not re.fullmatch(line, recipe) or rule not in course.VERBS:
             problems.append(f"{rule} is not one line over course.py")
     return problems

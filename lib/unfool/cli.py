@@ -22,6 +22,15 @@ Executed notebooks, logs, records and the HTML report go to --out. The exit stat
 notebook failed; drifted check lines are shown, and are not a failure.
 """
 
+BATCH_EXAMPLES = """examples:
+  unfool batch smoke --dry-run             jobs and expected hours
+  unfool batch smoke                       on this machine
+  unfool batch table2 --profile slurm --partition long
+  unfool batch --resume                    the batch that was run last, after a kill
+
+Records and pages go to build/batch/GRID; workflow/README.md tells more.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 good, 1 something failed, 2 misused."""
@@ -73,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     exercises.set_defaults(command=_exercises)
     _add_grade(commands)
+    _add_batch(commands)
+    for name, what in (("tables", "tables"), ("figures", "figures by epoch")):
+        made = commands.add_parser(
+            name, help=f"build the paper's {what} from the committed records, under results/"
+        )
+        made.add_argument(
+            "--records", type=Path, nargs="+", default=[], metavar="FILE",
+            help="more records, such as build/batch/table2/records.jsonl",
+        )  # fmt: skip
+        made.set_defaults(command=_tables if name == "tables" else _figures)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -129,6 +148,24 @@ def _add_grade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     grade.set_defaults(command=_grade)
 
 
+def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="run a grid of experiments with Snakemake, here or on Slurm; takes up what was killed",
+        description="Run the experiments of a grid that are not done yet, here or on Slurm.",
+        epilog=BATCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch.add_argument("grid", nargs="?", metavar="GRID", help="name in workflow/grids/, or a path")
+    batch.add_argument("--profile", default="local", metavar="NAME", help="local or slurm")
+    batch.add_argument("--cores", type=int, metavar="N", help="here: cores; on Slurm: jobs queued")
+    batch.add_argument("--partition", default="", metavar="NAME", help="of Slurm")
+    batch.add_argument("--out", type=Path, metavar="DIR", help="default: build/batch/GRID")
+    batch.add_argument("--dry-run", action="store_true", help="jobs and expected hours only")
+    batch.add_argument("--resume", action="store_true", help="take up the batch that was run last")
+    batch.set_defaults(command=_batch)
+
+
 def _add_out(parser: argparse.ArgumentParser) -> None:
     where = REPO / "build" / "run"
     parser.add_argument(
@@ -150,6 +187,58 @@ def _run(options: argparse.Namespace) -> int:
         report=not options.no_report,
     )
     return 0 if all(result.ok for result in results) else 1
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from unfool import batch
+    from unfool.notebooks import UsageError
+
+    if options.resume:
+        return batch.resume(options.out, say=_say)
+    if not options.grid:
+        raise UsageError("no grid: name one of workflow/grids/, such as `unfool batch smoke`")
+    if options.cores is not None and options.cores < 1:
+        raise UsageError(f"--cores must be 1 or more; got {options.cores}")
+    return batch.run(
+        options.grid,
+        options.profile,
+        cores=options.cores,
+        partition=options.partition,
+        dry=options.dry_run,
+        out=options.out,
+        say=_say,
+    )
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from unfool.paper import VERDICTS, write_tables
+
+    made, skipped, paths = write_tables(options.records)
+    for table in made:
+        counts = ", ".join(f"{table.verdicts[v]} {v}" for v in VERDICTS if table.verdicts[v])
+        _say(f"Table {table.number}: {counts}")
+    _tell(skipped, paths)
+    return 0
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from unfool.paper import write_figures
+
+    _tell(*write_figures(options.records))
+    return 0
+
+
+def _tell(skipped: Sequence[str], paths: Sequence[Path]) -> None:
+    for line in skipped:
+        _say(f"skipped: {line}")
+    if skipped:
+        _say(f"{len(skipped)} lines skipped: mend them or delete them")
+    for path in paths:
+        _say(f"wrote {path.relative_to(REPO) if path.is_relative_to(REPO) else path}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _doctor(options: argparse.Namespace) -> int:

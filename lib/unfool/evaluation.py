@@ -454,10 +454,17 @@ def _recovers(
     return read == adversarial.y[fooled].cpu()
 
 
+MEASURES = {  # an accuracy and the number of images that it is over
+    "recovered": ("recovered_accuracy", "n_success"),
+    "end_to_end": ("end_to_end_accuracy", "n_images"),
+    "clean": ("clean_accuracy", "n_images"),
+}
+
+
 def reproduced(
-    records: Sequence[Record], printed: float, margin: float = 0.01
+    records: Sequence[Record], printed: float, margin: float = 0.01, *, measure: str = "recovered"
 ) -> tuple[str, float, float, float]:
-    """Judge whether recovered accuracy, averaged over seeds, equals a printed one within `margin`.
+    """Judge whether an accuracy, averaged over seeds, equals a printed one within `margin`.
 
     Two one-sided tests at 5 % each (Schuirmann 1987), which is to say: the 90 % interval must lie
     inside printed ± margin. Its width joins two sources of chance, the images (Wilson's interval
@@ -467,6 +474,7 @@ def reproduced(
         records: one per seed, otherwise alike.
         printed: the share in [0, 1] that was published.
         margin: what counts as equal, a share.
+        measure: which accuracy, a key of `MEASURES`.
 
     Returns:
         "reproduced" if the interval lies inside, "differs" if it lies outside, "undecided" if it
@@ -477,7 +485,9 @@ def reproduced(
     """
     from scipy.stats import t
 
-    shares = [r.recovered_accuracy for r in records if r.recovered_accuracy is not None]
+    accuracy, count = MEASURES[measure]
+    measured = [getattr(r, accuracy) for r in records]
+    shares: list[float] = [share for share in measured if share is not None]
     same = ("dataset", "classifier", "profile", "attack", "attack_settings", "defense",
             "defense_settings", "made_on", "trained_for", "learned_from")  # fmt: skip
     kinds = {json.dumps([getattr(r, name) for name in same], sort_keys=True) for r in records}
@@ -488,7 +498,7 @@ def reproduced(
         )
     if len({r.seed for r in records}) < len(records):
         raise ValueError(f"seeds {[r.seed for r in records]}: give one record per seed")
-    mean, n = statistics.fmean(shares), min(r.n_success for r in records)
+    mean, n = statistics.fmean(shares), min(getattr(r, count) for r in records)
     low, high = wilson(round(mean * n), n, confidence=0.9)
     seeds = 0.0
     if len(shares) > 1:
@@ -591,16 +601,24 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         ValueError: a line is no record of schema 1; the message names the file and the line.
     """
-    records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    records, problems = read_sound_records(path)
+    if problems:
+        raise ValueError(problems[0])
+    return records
+
+
+def read_sound_records(path: Path) -> tuple[list[Record], list[str]]:
+    """Read the records of a file, and for each line that is none what is wrong with it."""
+    records, problems = [], []
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         try:
             fields = json.loads(line)
             if fields["schema"] != SCHEMA:
                 raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
             records.append(Record(**fields))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no record of schema 1: {error}") from error
-    return records
+            problems.append(f"{path}, line {number} is no record of schema 1: {error}")
+    return records, problems
 
 
 def by_change(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -116,8 +116,10 @@ def defaults(path: Path) -> dict[str, Any]:
     return {name: _literal(parameter["default"]) for name, parameter in found.items()}
 
 
-def validate_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters with the types that the notebook expects.
+def validate_parameters(
+    path: Path, parameters: Mapping[str, Any], known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Parameters with the types that the notebook expects; `known` are its `defaults`, if at hand.
 
     Text is read as JSON (or as a Python literal) unless the notebook's own value is a string.
     papermill itself accepts a misspelt name without a word, hence this.
@@ -125,7 +127,7 @@ def validate_parameters(path: Path, parameters: Mapping[str, Any]) -> dict[str, 
     Raises:
         UsageError: a name that the notebook does not have, or a value of another type.
     """
-    known = defaults(path)
+    known = defaults(path) if known is None else known
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         listed = ", ".join(known) or "none"

@@ -114,7 +114,7 @@ def _notebook_page(name: str, nb: NotebookNode, pages: Sequence[str]) -> str:
     body, _ = exporter.from_notebook_node(nb)
     body = _badges(_links(formulas.put_back(body), pages))
     body = body.replace("<pre>", '<pre tabindex="0">')  # wide code scrolls, by the keyboard too
-    return _page(title_of(nb) or name, body, _navigation(name, pages))
+    return page(title_of(nb) or name, body, _navigation(name, pages))
 
 
 def title_of(nb: NotebookNode) -> str:
@@ -245,7 +245,7 @@ def _index_page(
             _results_html(results_table(records)),
             '<p><a href="records.jsonl">All records of this run</a> (JSON lines).</p>',
         ]
-    return _page("Unfool: a run of the notebooks", "\n".join(parts), "", kind="index")
+    return page("Unfool: a run of the notebooks", "\n".join(parts), "", kind="index")
 
 
 def _facts(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
@@ -305,7 +305,8 @@ def _table(head: str, rows: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------- skin
 
 
-def _page(title: str, body: str, navigation: str, kind: str = "lesson") -> str:
+def page(title: str, body: str, navigation: str = "", kind: str = "lesson") -> str:
+    """Return an HTML page in the course's dress, readable offline; `body` is HTML."""
     top = f"<header>{navigation}</header>" if navigation else ""
     foot = f"<footer>{navigation}</footer>" if navigation else ""
     return (

@@ -1,0 +1,204 @@
+"""The batch: real runs of a small grid, killed with -9 and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unfool import batch, grids
+from unfool.evaluation import Record, read_records
+from unfool.lab import Lab
+from unfool.notebooks import REPO, UsageError
+
+FOUR = """# four experiments and what they share
+common: {profile: smoke, attacks: [fgsm]}
+rows:
+  - {defense: [none, threshold, bits, median]}
+"""
+LIMIT = 300.0  # seconds, on a loaded machine
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "four.yaml"
+    path.write_text(FOUR)
+    return path
+
+
+def start(grid: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "unfool", "batch", str(grid), "--out", str(out), *more]
+    paths = os.pathsep.join([str(REPO / "lib"), os.environ.get("PYTHONPATH", "")])
+    with (out / "said.txt").open("a") as said:
+        return subprocess.Popen(
+            command, stdout=said, stderr=said, text=True, env={**os.environ, "PYTHONPATH": paths}
+        )
+
+
+def until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + LIMIT
+    while not there():
+        assert process.poll() is None, "the batch ended before it was killed"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def history(out: Path, what: str) -> Counter[str]:
+    path = out / "history.tsv"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return Counter(name for _, name, now, _ in (li.split("\t") for li in lines) if now == what)
+
+
+def problems(out: Path) -> list[str]:
+    """What is lost, doubled or unfinished in a batch that says that it is done."""
+    jobs = grids.load(out / "plan.json")
+    found = [
+        f"{name} is not done" for name, j in jobs.items() if not batch.result_of(j, out).exists()
+    ]
+    records = read_records(out / "records.jsonl")
+    wanted = sum(job.records for job in jobs.values())
+    if len(records) != wanted or len({r.id for r in records}) != wanted:
+        found.append(
+            f"{len(records)} records, {len({r.id for r in records})} different, not {wanted}"
+        )
+    found += [f"{n} ended {k} times" for n, k in history(out, "ended").items() if k != 1]
+    found += [
+        f"left behind: {p.name}"
+        for p in out.glob("*/.*")
+        if p.name != ".lock" and p.parent.name in ("records", "pages")
+    ]
+    return found
+
+
+def ids_of_an_unbroken_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The same measurements in this process; an id is a digest of a record but for its timings."""
+    monkeypatch.setenv("UNFOOL_RECORDS", str(tmp_path / "unbroken.jsonl"))
+    monkeypatch.setenv("UNFOOL_STORE", str(tmp_path / "unbroken"))
+    lab = Lab("smoke")
+    made = lab.adversarial_set("fgsm")
+    names = ("none", "threshold", "bits", "median")
+    return sorted(lab.evaluate(lab.defense(name), made).id for name in names)
+
+
+def test_kill_9_and_resume(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    out = tmp_path / "out"
+    master = start(grid, out, "--cores", "2")
+
+    def in_flight() -> bool:
+        begun, ended = (sum(history(out, what).values()) for what in ("begun", "ended"))
+        return any((out / "records").glob("*.jsonl")) and begun > ended
+
+    until(in_flight, master)
+    os.kill(master.pid, signal.SIGKILL)
+    master.wait()
+    ended = history(out, "ended")
+    assert 0 < len(ended) < len(grids.load(out / "plan.json"))
+    again = start(grid, out, "--resume")
+    assert again.wait(LIMIT) == 0, (out / "said.txt").read_text()
+    assert problems(out) == []
+    begun = history(out, "begun")
+    assert all(begun[name] == 1 for name in ended)  # what had ended was not run again
+    records = read_records(out / "records.jsonl")
+    assert sorted(r.id for r in records) == ids_of_an_unbroken_run(monkeypatch, tmp_path)
+    # The control: a record that is lost, and one that is doubled, are seen.
+    lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
+    for doctored in (lines[1:], [*lines, lines[0]]):
+        (out / "records.jsonl").write_text("".join(doctored))
+        assert len(problems(out)) == 1
+
+
+def test_a_job_that_fails_is_named_with_its_cause(tmp_path: Path) -> None:
+    """The attack runs out of its range in the kernel; the others are done all the same."""
+    path, out = tmp_path / "bad.yaml", tmp_path / "out"
+    row = {"profile": "smoke", "defense": "threshold", "attacks": ["fgsm"]}
+    rows = [{**row, "settings": {"level": level}} for level in (0.5, -7.0)]
+    path.write_text(json.dumps({"rows": rows}))
+    said: list[str] = []
+    assert batch.run(str(path), out=out, say=said.append, cores=2) == 1
+    failed = [line for line in said if line.startswith("FAILED")]
+    assert len(failed) == 1
+    assert "-7" in failed[0]
+    assert "3 of 4 jobs done, 1 FAILED, 0 not begun; 1 records" in said[-2]
+    assert "batch-resume" in said[-1]
+
+
+def test_a_dry_run_counts_what_is_left_and_writes_nothing(grid: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "out"
+    assert batch.run(str(grid), dry=True, out=out, cores=2, say=said.append) == 0
+    assert not out.exists()
+    assert "experiment        4      4" in said[0]
+    job = next(j for j in grids.plan(grid) if j.kind == "experiment")
+    batch.result_of(job, out).parent.mkdir(parents=True)
+    batch.result_of(job, out).write_text("")
+    batch.run(str(grid), dry=True, out=out, say=said.append)
+    assert "experiment        4      3" in said[1]
+
+
+def test_a_second_batch_in_the_same_folder_is_refused(grid: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(UsageError, match="another batch is at work"):
+        batch.run(str(grid), out=out)
+
+
+def test_what_cannot_be_run_is_told_first(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="unknown profile 'cloud': there are local, slurm"):
+        batch.run(str(grid), "cloud", out=tmp_path / "out")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="sinfo is not there: is this a machine of a Slurm"):
+        batch.run(str(grid), "slurm", out=tmp_path / "out")
+    with pytest.raises(UsageError, match="no batch to resume: begin one"):
+        batch.resume(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment whose notebook leaves too few records is not done."""
+    (job,) = [j for j in grids.plan("smoke") if j.kind == "experiment"][:1]
+    (tmp_path / "plan.json").write_text(grids.dump([job]))
+    line = Path(REPO / "results/records/classroom.jsonl").read_text().splitlines()[0] + "\n"
+
+    def papermill(path: Path, output: Path, parameters: dict[str, object]) -> None:
+        output.write_text("{}")
+        Path(os.environ["UNFOOL_RECORDS"]).write_text(line * lines)
+
+    monkeypatch.setattr(batch, "_papermill", papermill)
+    lines = 1
+    with pytest.raises(RuntimeError, match="left 1 records, not 2"):
+        batch.one(job.name, tmp_path)
+    assert not batch.result_of(job, tmp_path).exists()
+    lines = 2
+    batch.one(job.name, tmp_path)
+    batch.one(job.name, tmp_path)  # is done: not run again
+    assert isinstance(read_records(batch.result_of(job, tmp_path))[0], Record)
+    assert history(tmp_path, "begun")[job.name] == 2
+    assert (tmp_path / "done" / "experiment" / job.name).exists()
+
+
+@pytest.mark.long
+def test_the_smoke_grid_is_killed_five_times(tmp_path: Path) -> None:
+    """24 experiments; the master is killed at moments that come of its progress."""
+    out = tmp_path / "out"
+    for target in (1, 5, 12, 20, 35):
+        master = start(Path("smoke"), out)
+        until(lambda: sum(history(out, "ended").values()) >= target, master)  # noqa: B023
+        os.kill(master.pid, signal.SIGKILL)
+        master.wait()
+    assert start(Path("smoke"), out).wait(1800) == 0
+    assert problems(out) == []
