@@ -282,7 +282,7 @@ def test_update_spares_a_notebook_edited_meanwhile(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_folder(folder: Path, tmp_path: Path) -> None:
     with (
-        running._sole_user(tmp_path / "out"),
+        running.sole_user(tmp_path / "out"),
         pytest.raises(UsageError, match="another run is writing"),
     ):
         running.run(out=tmp_path / "out", folder=folder)

@@ -21,6 +21,18 @@ RUN_EXAMPLES = """examples:
 Executed notebooks, logs, records and the HTML report go to --out. The exit status is 1 when a
 notebook failed; drifted check lines are shown, and are not a failure.
 """
+EVALUATE_EXAMPLES = """examples:
+  unfool evaluate --defense my_module:MyPurifier
+  unfool evaluate --defense my_module:MyPurifier --classifier my_module:net --dataset folder:PATH
+  unfool evaluate --defense pix2pix --eps 0.1 0.15 --images 50
+  unfool evaluate --defense threshold --bpda identity
+  unfool evaluate --defense my_module:Noisy --eot 10
+
+my_module.py lies in the current folder, or in --path. MyPurifier is an nn.Module, its class, or a
+function without arguments that makes one, in eval mode: images (N, C, H, W) in [0, 1] -> images in
+[0, 1], perhaps with rejects(images) -> (N,) bool. A classifier returns logits. Its weights are its
+own affair. A run that was stopped goes on where it was when it is started again.
+"""
 
 BATCH_EXAMPLES = """examples:
   unfool batch smoke --dry-run             jobs and expected hours
@@ -64,10 +76,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unfool",
-        description="A course on adversarial examples: run its notebooks, look at this machine.",
+        description="A course on adversarial examples: run its notebooks, judge defences.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_evaluate(commands)
     doctor = commands.add_parser("doctor", help="say what this machine has, and what is missing")
     doctor.set_defaults(command=_doctor)
     workspace = commands.add_parser(
@@ -166,6 +179,30 @@ def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     batch.set_defaults(command=_batch)
 
 
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="judge a defence, a classifier or data of your own; writes an HTML page",
+        description="Take a defence before a classifier through the whole ladder of attackers.",
+        epilog=EVALUATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = evaluate.add_argument
+    add("--defense", required=True, metavar="D", help="my_module:attribute, or a name: pix2pix")
+    add("--classifier", default="anet", metavar="C", help="the same, by default anet")
+    add("--dataset", default="mnist5k", metavar="DATA", help="a name (mnist5k), or folder:PATH")
+    add("--images", type=int, default=100, metavar="N", help="test images to attack (100)")
+    add("--eps", type=float, nargs="+", metavar="E", help="sizes, growing, above 0 and up to 1")
+    add("--bpda", choices=["identity"], default="", help="for a defence without gradient")
+    add("--eot", type=int, metavar="S", help="draws to average, for a randomised defence")
+    add("--profile", choices=PROFILES, default="classroom", help="scale (classroom)")
+    add("--seed", type=int, default=0, metavar="N", help="of all attacks (0)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (cpu)")
+    add("--path", type=Path, metavar="DIR", help="folder of my_module (the current one)")
+    add("--out", type=Path, metavar="DIR", help="folder of records and page (results/local)")
+    evaluate.set_defaults(command=_evaluate)
+
+
 def _add_out(parser: argparse.ArgumentParser) -> None:
     where = REPO / "build" / "run"
     parser.add_argument(
@@ -239,6 +276,15 @@ def _tell(skipped: Sequence[str], paths: Sequence[Path]) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from unfool.own_page import evaluate
+
+    asked = vars(options)
+    asked.pop("command")
+    print(evaluate(**asked))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -125,6 +125,27 @@ class Lab:
             self._loaded[wanted] = net
         return self._loaded[wanted]
 
+    def adopt(self, module: nn.Module, name: str, key: str = "") -> nn.Module:
+        """Let records name a module of your own, and if it is a classifier let `name` stand for it.
+
+        Args:
+            module: a classifier or a defence, in eval mode, on the lab's device.
+            name: not one that the course uses.
+            key: of a classifier, all that it does depends on; what it is attacked with is found
+                again by it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in {*DEFENSES, *classifiers.CLASSIFIERS, *committed_weights()}:
+            raise ValueError(f"{name!r} is a name of the course: give yours another")
+        self._known[module] = {
+            "name": name, "key": f"own:{key}", "trained_on": "", "settings": {}, "attacks": [],
+        }  # fmt: skip
+        if key:
+            self._loaded[name] = module
+        return module
+
     def history(self, module: nn.Module) -> training.History:
         """Return the mean training losses, one dict per epoch, of what this lab has built."""
         history: training.History = self._known[module]["history"]
@@ -151,14 +172,15 @@ class Lab:
 
     def adversarial_set(
         self, attack: str | AttackSettings, *, classifier: str = "anet", split: str = "test",
-        **settings: Any,
+        images: int | None = None, **settings: Any,
     ) -> AdversarialSet:  # fmt: skip
         """Return images of a split attacked through a classifier.
 
         Args:
             attack: a name of `unfool.attacks.ATTACKS`, with the paper's settings for this data set.
             classifier: the classifier under attack.
-            split: "train", "validation" or "test"; how many images of it, the profile says.
+            split: "train", "validation" or "test".
+            images: how many of it, the first ones; by default the profile says.
             settings: override the attack's, e.g. `eps=0.3`; `target="random"` draws a wrong class
                 for each image.
 
@@ -170,7 +192,8 @@ class Lab:
         net = self.classifier(classifier)
         self._refuse_seen(net, split)
         part = self.split(split)
-        part = part.first(min(len(part), self.profile.images(wanted.name, split)))
+        most = self.profile.images(wanted.name, split) if images is None else images
+        part = part.first(min(len(part), most))
         config = {
             "name": f"{wanted.name}-{classifier}-{self.data.name}-{split}",
             "attack": wanted.name,
@@ -254,11 +277,11 @@ class Lab:
 
     def evaluate(
         self, defense: nn.Module | None, adversarial: AdversarialSet, *, classifier: str = "anet",
-        transfer: bool = False, passes: int | None = None,
+        transfer: bool = False, passes: int | None = None, append: bool = True,
     ) -> Record:  # fmt: skip
         """Return one record: the defence before the classifier, on an adversarial set.
 
-        The record is also appended to `$UNFOOL_RECORDS`, else to `results/local/records.jsonl`.
+        The record is also appended to the file of `records_path`.
 
         Args:
             defense: what `Lab.defense` returned, or any module from images to images; None is none.
@@ -266,6 +289,7 @@ class Lab:
             classifier: the classifier that is defended.
             transfer: must be True where the set was made on another classifier or data set.
             passes: what the attack took, where somebody counted; see `evaluation.counted`.
+            append: whether to write the record down at once.
         """
         if not transfer and adversarial.classifier != classifier:
             raise ValueError(
@@ -308,8 +332,8 @@ class Lab:
             warnings=_warnings(fields),
             **fields,
         )
-        path = os.environ.get("UNFOOL_RECORDS") or REPO / "results" / "local" / "records.jsonl"
-        record = append_record(record, Path(path))
+        if append:
+            record = append_record(record, records_path())
         self.records.append(record)
         return record
 
@@ -761,6 +785,12 @@ class Lab:
     def _refuse_seen(self, net: nn.Module, split: str) -> None:
         if split == "test":
             check_unseen(self._known[net]["trained_on"], self.dataset)
+
+
+def records_path() -> Path:
+    """Return where records are appended: `$UNFOOL_RECORDS`, else `results/local/records.jsonl`."""
+    own = os.environ.get("UNFOOL_RECORDS")
+    return Path(own) if own else REPO / "results" / "local" / "records.jsonl"
 
 
 def commit_weights(lab: Lab, classifier: str) -> Path:

@@ -234,7 +234,7 @@ def _index_page(
     failed = sum(not result.ok for result in results)
     lead = f"{len(results)} notebooks were run, {len(results) - failed} of them to their end."
     parts = ["<h1>Unfool: a run of the notebooks</h1>", f'<p class="lead">{lead}</p>']
-    parts += [_facts(about, records)]
+    parts += [facts_html(about, records)]
     parts += ["<h2>Notebooks</h2>", _status_table(results, notebooks)]
     if records:
         parts += [
@@ -242,17 +242,18 @@ def _index_page(
             "<p>Accuracies in percent; in brackets, 95 % Wilson intervals. <i>n</i> images were "
             "attacked; <i>recovered</i> is over the successful attacks only, <i>end to end</i> "
             "over all test images, <i>clean</i> over clean images through the defence.</p>",
-            _results_html(results_table(records)),
+            results_html(results_table(records)),
             '<p><a href="records.jsonl">All records of this run</a> (JSON lines).</p>',
         ]
     return page("Unfool: a run of the notebooks", "\n".join(parts), "", kind="index")
 
 
-def _facts(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+def facts_html(about: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """A list of facts, and the devices that the records name."""
     devices = sorted({str(record["device"]) for record in records if record.get("device")})
     facts = {**about, **({"device": ", ".join(devices)} if devices else {})}
     facts = {key: value for key, value in facts.items() if value not in ("", None, {})}
-    items = [f"<dt>{_text(key)}</dt><dd>{_text(_shown(facts[key]))}</dd>" for key in facts]
+    items = [f"<dt>{escaped(key)}</dt><dd>{escaped(_shown(facts[key]))}</dd>" for key in facts]
     return f'<dl class="facts">{"".join(items)}</dl>' if items else ""
 
 
@@ -266,38 +267,41 @@ def _status_table(results: Sequence[Result], notebooks: Mapping[str, NotebookNod
     rows = []
     for result in results:
         nb = notebooks.get(result.name)
-        title = _text(title_of(nb) if nb else "") or result.name
+        title = escaped(title_of(nb) if nb else "") or result.name
         name = f'<a href="{result.name}.html">{title}</a>' if nb else title
         status = '<b class="good">ok</b>' if result.ok else '<b class="bad">failed</b>'
         told = [result.error, *result.drift] if result.error else result.drift
-        detail = "".join(f"<li>{_text(line)}</li>" for line in told)
+        detail = "".join(f"<li>{escaped(line)}</li>" for line in told)
         detail = f'<ul class="detail">{detail}</ul>' if detail else ""
-        number = f"<td>{_text(result.name[:2])}</td><td>{name}{detail}</td>"
+        number = f"<td>{escaped(result.name[:2])}</td><td>{name}{detail}</td>"
         rows.append(
             f'<tr>{number}<td class="num">{result.seconds:.1f} s</td><td>{status}</td></tr>'
         )
     head = '<tr><th></th><th>Question</th><th class="num">Time</th><th>Run</th></tr>'
-    return _table(head, rows)
+    return table_html(head, rows)
 
 
-def _results_html(table: Sequence[tuple[str, ...]]) -> str:
+def results_html(table: Sequence[tuple[str, ...]]) -> str:
+    """The rows of `results_table` as an HTML table."""
+
     def cell(column: int, text: str) -> str:
         share, _, spread = text.partition(" [")
-        small = f" <small>[{_text(spread)}</small>" if spread and column > 4 else ""
+        small = f" <small>[{escaped(spread)}</small>" if spread and column > 4 else ""
         return (
-            f'<td class="num">{_text(share)}{small}</td>'
+            f'<td class="num">{escaped(share)}{small}</td>'
             if column > 3
-            else f"<td>{_text(text)}</td>"
+            else f"<td>{escaped(text)}</td>"
         )
 
     heads = [
         f'<th class="num">{c}</th>' if i > 3 else f"<th>{c}</th>" for i, c in enumerate(COLUMNS)
     ]
     rows = ["".join(cell(i, text) for i, text in enumerate(row)) for row in table]
-    return _table(f"<tr>{''.join(heads)}</tr>", [f"<tr>{row}</tr>" for row in rows])
+    return table_html(f"<tr>{''.join(heads)}</tr>", [f"<tr>{row}</tr>" for row in rows])
 
 
-def _table(head: str, rows: Sequence[str]) -> str:
+def table_html(head: str, rows: Sequence[str]) -> str:
+    """A table of ready rows, which scrolls where the page is narrow."""
     body = "\n".join(rows)
     return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
@@ -312,7 +316,7 @@ def page(title: str, body: str, navigation: str = "", kind: str = "lesson") -> s
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
         f'<body class="{kind}">\n{top}\n<main>\n{body}\n</main>\n{foot}\n</body>\n</html>\n'
     )
 
@@ -326,7 +330,8 @@ def _style() -> str:
     return f"{light}\n{night}{STYLE.read_text(encoding='utf-8')}"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
+    """Plain text for HTML."""
     return html.escape(str(text))
 
 

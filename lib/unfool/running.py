@@ -97,7 +97,7 @@ def run(
     if jobs < 1:
         raise UsageError(f"--jobs must be 1 or more; got {jobs}")
     started = time.time()
-    with _sole_user(out):
+    with sole_user(out):
         _clear(out)
         tasks = [
             Task(path, out / "executed" / path.name, own, path.read_bytes())
@@ -121,7 +121,12 @@ def _parameters_for(
 
 
 @contextmanager
-def _sole_user(out: Path) -> Iterator[None]:
+def sole_user(out: Path) -> Iterator[None]:
+    """Hold a folder for one run.
+
+    Raises:
+        UsageError: another run holds it.
+    """
     from filelock import FileLock, Timeout
 
     out.mkdir(parents=True, exist_ok=True)

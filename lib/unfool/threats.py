@@ -9,7 +9,7 @@ only an upper bound of the accuracy. Explained in notebooks 11 and 12.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -113,8 +113,10 @@ def threat_levels(
     surrogate: nn.Module | None = None,
     attacked: nn.Module | Sequence[nn.Module] = (),
     attackers: Attackers | None = None,
+    levels: Collection[str] = tuple(LEVELS),
     guarded: bool = True,
     seed: int = 0,
+    memory: MutableMapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Threats:
     """Measure a defence against attackers of growing knowledge, in L-infinity, on the same images.
@@ -134,9 +136,12 @@ def threat_levels(
             has no good gradient: `nn.Sequential(bpda(defense), classifier)`, `eot(...)`. Of several
             an image must withstand all; the guards look at the first.
         attackers: their attacks; by default PGD, Square with 1,000 queries and a quick APGD.
+        levels: which of `LEVELS` to measure; guards need "white-box".
         guarded: whether to ask the guards, which takes about as long again as the white box. Of a
             randomised defence not all can be asked, and they allow for chance.
         seed: of all attacks, and of a randomised defence. The global random state stays as it was.
+        memory: what was measured is put here and not measured again, so that a run which was
+            stopped goes on where it was. Give each defence and each setting a memory of its own.
         progress: called as `progress(attacks done, all, level)`.
 
     Raises:
@@ -145,18 +150,21 @@ def threat_levels(
     """
     check_inputs(x, y)
     check_grid(eps)
+    _check_levels(levels, guarded)
     if defense is not None:
         check_defense(defense, x)
     whole = defended(classifier, defense)
     climbed = [attacked] if isinstance(attacked, nn.Module) else list(attacked) or [whole]
     for model in climbed:
         check_gradient(model, x)
-    trial = _Trial(whole, x, y, tuple(eps), attackers or Attackers(), seed, progress)
-    victims = {"transfer": [classifier], "surrogate": [], "black-box": [whole]}
-    if surrogate is not None:
-        victims["surrogate"] = [defended(classifier, surrogate)]
-    with _seeded(seed):
-        return trial.run(victims | {"white-box": climbed}, guarded)
+    trial = _Trial(whole, x, y, tuple(eps), attackers or Attackers(), seed, progress, memory)
+    near = [] if surrogate is None else [defended(classifier, surrogate)]
+    victims = {
+        "noise": [whole], "transfer": [classifier], "surrogate": near, "black-box": [whole],
+        "white-box": climbed,
+    }  # fmt: skip
+    with seeded(seed):
+        return trial.run({name: victims[name] for name in LEVELS if name in levels}, guarded)
 
 
 def k50(points: Mapping[int, float], *, floor: float = 0.0) -> float | None:
@@ -194,17 +202,21 @@ class _Trial:
     by: Attackers
     seed: int
     progress: Progress | None
+    memory: MutableMapping[str, Tensor] | None
     done: int = 0
 
     def run(self, victims: dict[str, list[nn.Module]], guarded: bool) -> Threats:
-        self.total = len(self.eps) * (1 + sum(len(models) for models in victims.values()))
-        clean = predict(self.whole, self.x) == self.y.cpu()
-        right = {"noise": clean & torch.stack([self._noise(eps) for eps in self.eps])}
+        self.total = len(self.eps) * sum(len(models) for models in victims.values())
+        clean, right = predict(self.whole, self.x) == self.y.cpu(), {}
         for level, models in victims.items():
             if models:
                 each = [clean & self._withstands(level, models, eps) for eps in self.eps]
                 right[level] = torch.stack(each)
-        warnings = self._warnings(victims["white-box"], clean, right) if guarded else ()
+        if not guarded:
+            return Threats(self.eps, clean, right, ())
+        if self.progress is not None:
+            self.progress(self.total, self.total, "guards")
+        warnings = self._warnings(victims["white-box"], clean, right)
         return Threats(self.eps, clean, right, tuple(warnings))
 
     def _warnings(
@@ -254,7 +266,22 @@ class _Trial:
         yield guards.planted_is_missed(found)
 
     def _withstands(self, level: str, models: list[nn.Module], eps: float, **more: Any) -> Tensor:
-        """Return which images the whole model gets right, attacked on each of the models."""
+        """Return which images the whole model gets right, attacked on each of the models.
+
+        A randomised defence draws the same whether or not others were measured in this run.
+        """
+        key = "-".join([level, f"{eps:g}", *(f"{k}={v}" for k, v in more.items())])
+        if self.memory is not None and key in self.memory:
+            self._tell(level, len(models))
+            return self.memory[key]
+        with seeded(self.seed):
+            noise = level == "noise"
+            right = self._noise(eps) if noise else self._attacked(level, models, eps, **more)
+        if self.memory is not None:
+            self.memory[key] = right
+        return right
+
+    def _attacked(self, level: str, models: list[nn.Module], eps: float, **more: Any) -> Tensor:
         kinds = {"black-box": self.by.black_box, "white-box": self.by.white_box}
         attack = self._attack(kinds.get(level, self.by.transfer), eps, **more)
         right = torch.ones(len(self.x), dtype=torch.bool)
@@ -282,14 +309,14 @@ class _Trial:
         self._tell("noise")
         return right
 
-    def _tell(self, level: str) -> None:
-        self.done += 1
+    def _tell(self, level: str, attacks: int = 1) -> None:
+        self.done += attacks
         if self.progress is not None:
             self.progress(min(self.done, self.total), self.total, level)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed what a randomised defence draws from, and put the global random state back."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -311,6 +338,14 @@ def check_grid(eps: Sequence[float]) -> None:
         raise ValueError(f"eps must grow, not {list(eps)}: use sorted(set(eps))")
 
 
+def _check_levels(levels: Collection[str], guarded: bool) -> None:
+    unknown = [name for name in levels if name not in LEVELS]
+    if unknown or not levels:
+        raise ValueError(f"unknown levels {unknown}: choose from {', '.join(LEVELS)}")
+    if guarded and "white-box" not in levels:
+        raise ValueError('guards look at "white-box": add it to levels, or pass guarded=False')
+
+
 def check_defense(defense: nn.Module, images: Tensor) -> None:
     """Refuse a defence that cannot be measured fairly; it stays as it was, and so does chance.
 
@@ -319,21 +354,58 @@ def check_defense(defense: nn.Module, images: Tensor) -> None:
         images: some to try it on, (N, C, H, W) in [0, 1].
 
     Raises:
-        ValueError: it returns another shape or type; it leaves [0, 1]; it holds a state from one
-            call to the next; it is in train mode and that makes a difference.
+        ValueError: it returns another shape or type, or NaN; it leaves [0, 1]; it holds a state
+            from one call to the next; it is in train mode and that makes a difference.
     """
-    name, some = type(defense).__name__, images[:4]
-    before = {key: value.clone() for key, value in defense.state_dict().items()}
+    _check_module(defense, images, lambda out: check_output(defense, images[:4], out))
+
+
+def check_classifier(classifier: nn.Module, images: Tensor, classes: int) -> None:
+    """Refuse a classifier that cannot be attacked fairly; it stays as it was, and so does chance.
+
+    Args:
+        classifier: images -> logits.
+        images: some to try it on, (N, C, H, W) in [0, 1].
+        classes: how many the data have.
+
+    Raises:
+        ValueError: it returns no logits of these classes, or NaN, or probabilities; it holds a
+            state from one call to the next; it is in train mode and that makes a difference.
+    """
+    _check_module(classifier, images, lambda out: check_answers(classifier, out, classes))
+
+
+def check_answers(classifier: nn.Module, out: Tensor, classes: int) -> None:
+    """Refuse what a classifier returns, unless it is logits; see `check_classifier`."""
+    name = type(classifier).__name__
+    if out.ndim != 2 or out.shape[1] != classes:
+        raise ValueError(
+            f"{name} returns {tuple(out.shape)}, and the data have {classes} classes: return "
+            f"logits (N, {classes})"
+        )
+    if not bool(torch.isfinite(out).all()):
+        raise ValueError(f"{name} returns NaN or infinity: mend its forward() or its weights")
+    if bool((out >= 0).all()) and bool(((out.sum(dim=1) - 1).abs() < 1e-4).all()):
+        raise ValueError(
+            f"{name} returns probabilities (>= 0, sum 1), through which attacks fail: return "
+            "logits, without the last Softmax"
+        )
+
+
+def _check_module(module: nn.Module, images: Tensor, check: Callable[[Tensor], None]) -> None:
+    """Refuse a module with a state, or in a train mode that matters; `check` sees its output."""
+    name, some = type(module).__name__, images[:4]
+    before = {key: value.clone() for key, value in module.state_dict().items()}
     try:
-        with frozen(defense):
-            first = _seen(defense, some)
-            _check_output(defense, some, first)
-            _seen(defense, some.flip(0) / 2)
-            again = _seen(defense, some)
-        changed = [k for k, v in defense.state_dict().items() if not torch.equal(v, before[k])]
-        as_given = _seen(defense, some)
+        with frozen(module):
+            first = _seen(module, some)
+            check(first)
+            _seen(module, some.flip(0) / 2)
+            again = _seen(module, some)
+        changed = [k for k, v in module.state_dict().items() if not torch.equal(v, before[k])]
+        as_given = _seen(module, some)
     finally:
-        defense.load_state_dict(before)
+        module.load_state_dict(before)
     if changed or _differ(first, again):
         what = f"its {changed[0]!r} changed" if changed else "the second answer was another"
         raise ValueError(
@@ -344,7 +416,8 @@ def check_defense(defense: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{name} is in train mode: call {name}.eval() first")
 
 
-def _check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
+def check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
+    """Refuse what a defence returns for images, unless it is images; see `check_defense`."""
     name = type(defense).__name__
     if getattr(defense, "replaces_classifier", False):
         return  # the attacks check logits
@@ -353,15 +426,24 @@ def _check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
             f"{name} returns {tuple(out.shape)} {out.dtype} for images {tuple(images.shape)} "
             f"{images.dtype}: a purifier keeps both; set replaces_classifier = True on a classifier"
         )
-    if not bool(((out >= 0) & (out <= 1)).all()):  # NaN is refused, too
+    if bool(out.isnan().any()):
+        raise ValueError(
+            f"{name} returns NaN at {int(out.isnan().sum())} pixels: look for a division by zero "
+            "or weights that are NaN"
+        )
+    if not bool(((out >= 0) & (out <= 1)).all()):
         low, high = out.aminmax()
         raise ValueError(f"{name} leaves [0, 1], to [{low:.3g}, {high:.3g}]: end it with clamp")
 
 
 @torch.no_grad()
-def _seen(defense: nn.Module, images: Tensor) -> Tensor:
-    with _seeded(0):
-        out: Tensor = defense(images)
+def _seen(module: nn.Module, images: Tensor) -> Tensor:
+    with seeded(0):
+        out: Tensor = module(images)
+    if not isinstance(out, Tensor):
+        raise ValueError(
+            f"{type(module).__name__} returns a {type(out).__name__}: return one Tensor"
+        )
     return out.clone()
 
 
@@ -369,14 +451,17 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.allclose(a, b, atol=1e-5, equal_nan=True)
 
 
-def check_gradient(model: nn.Module, x: Tensor) -> None:
+BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
+
+
+def check_gradient(model: nn.Module, x: Tensor, remedy: str = BPDA) -> None:
     """Refuse a model that passes no gradient back to the images, and name the module at fault.
 
     Raises:
-        ValueError: with the module's name, and `bpda` as the remedy.
+        ValueError: with the module's name and the remedy.
     """
     stops: list[str] = []
-    with frozen(model), torch.enable_grad(), _seeded(0):
+    with frozen(model), torch.enable_grad(), seeded(0):
         images = x[:2].detach().clone().requires_grad_(True)
         hooks = [
             module.register_forward_hook(_note(stops, path))
@@ -393,8 +478,8 @@ def check_gradient(model: nn.Module, x: Tensor) -> None:
     if gradient is None:
         where = stops[0] if stops else type(model).__name__
         raise ValueError(
-            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: pass "
-            "attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
+            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: "
+            f"{remedy}"
         )
 
 
