@@ -317,14 +317,18 @@ def test_two_at_once_without_the_lock_collide(checkout: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows")
 def test_step_that_outlives_its_setup_is_waited_for(checkout: Path) -> None:
-    holder = checkout / "holder.py"
+    holder, begun = checkout / "holder.py", checkout / "begun"
+    work = "import time; open('begun', 'w'); time.sleep(5)"
     holder.write_text(
         "import course, sys\n"
         "with course.exclusive():\n"
-        "    course.step([sys.executable, '-c', 'import time; print(1); time.sleep(1.5)'])\n"
+        f"    course.step([sys.executable, '-c', {work!r}])\n"
     )
     process = subprocess.Popen([sys.executable, str(holder)], cwd=checkout, text=True)
-    time.sleep(0.5)
+    for _ in range(600):
+        if begun.exists():
+            break
+        time.sleep(0.05)
     process.kill()
     process.wait()
     assert "Another set-up" in ended(begin(checkout))
