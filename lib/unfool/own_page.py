@@ -71,34 +71,47 @@ def evaluate(
 def verdict(judged: Judgement) -> tuple[str, list[str]]:
     """Return the verdict in one line, and what it rests on, a sentence each."""
     case, found = judged.case, judged.found
-    eps, worst = case.eps[case.middle], found.worst[case.middle]
-    bare = judged.alone.right["white-box"][case.middle]
-    gain, low, high = paired_difference(worst, bare)
     told = [
-        f"Unattacked, {_share(found.clean)} of {len(worst)} images are read rightly; by "
+        f"Unattacked, {_share(found.clean)} of {len(case.x)} images are read rightly; by "
         f"{case.classifier} alone, {_share(judged.alone.clean)}.",
         _blind(judged),
-        f"At eps {eps:g}, {_share(worst)} withstand every attacker; without the defence, "
-        f"{_share(bare)} withstand the white box: {100 * gain:+.1f} points "
-        f"[{100 * low:.1f}, {100 * high:.1f}].",
-        _washed(judged),
     ]
+    more, less = [], []
+    for eps, worst, bare in zip(
+        case.eps, found.worst, judged.alone.right["white-box"], strict=True
+    ):
+        gain, low, high = paired_difference(worst, bare)
+        more += [f"{eps:g}"] if low > 0 else []
+        less += [f"{eps:g}"] if high < 0 else []
+        told.append(
+            f"At eps {eps:g}, {_share(worst)} withstand every attacker, without the defence "
+            f"{_share(bare)}: {100 * gain:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]."
+        )
+    told.append(_washed(judged))
     if found.warnings:
-        head = "Not measured yet: the attack failed, which is no robustness"
         n = len(found.warnings)
         told.append(
             f"{n} guard{'s speak' if n > 1 else ' speaks'}: the numbers under attack are upper "
             "bounds, and not to be reported before the attack is mended."
         )
-    elif case.before is None:
-        head = "This is the classifier alone"
-    elif low > 0:
-        head = "It holds more than the classifier alone, and no guard speaks"
-    elif high < 0:
-        head = "It holds less than the classifier alone"
-    else:
-        head = "An attacker who knows it gets past it: it adds nothing that these images show"
-    return head, told
+    return _head(judged, more, less), told
+
+
+def _head(judged: Judgement, more: Sequence[str], less: Sequence[str]) -> str:
+    """Return the verdict, given the sizes at which more or less is left than without a defence."""
+    if judged.found.warnings:
+        return "Not measured yet: the attack failed, which is no robustness"
+    if judged.case.before is None:
+        return "This is the classifier alone"
+    if more or less:
+        sides = [f"more at eps {', '.join(more)}"] if more else []
+        sides += [f"less at eps {', '.join(less)}"] if less else []
+        rest = len(more) + len(less) < len(judged.case.eps)
+        return (
+            f"Against attackers who know it, it holds {' and '.join(sides)}"
+            f"{', and elsewhere no more' if rest else ''} than the classifier alone"
+        )
+    return "An attacker who knows it gets past it: it adds nothing that these images show"
 
 
 def _blind(judged: Judgement) -> str:
@@ -197,8 +210,9 @@ def rows(judged: Judgement) -> list[dict[str, Any]]:
         }
         found.append(about | plain | cell | {"guards": "none"})
     for row in found:
-        low, high = wilson(round(row["accuracy"] * row["n"]), row["n"])
-        row |= {"low": low, "high": high, "attack": attacks[row["level"]]}
+        right, n = round(row["accuracy"] * row["n"]), row["n"]
+        low, high = wilson(right, n)
+        row |= {"accuracy": right / n, "low": low, "high": high, "attack": attacks[row["level"]]}
     return found
 
 
@@ -247,11 +261,12 @@ def html_page(judged: Judgement) -> str:
         f"<ul>{_items(told)}</ul>",
         "<h2>What was judged</h2>", facts_html(_about(judged), []),
         "<h2>Attackers who know more and more</h2>",
-        "<p>The same images under each attacker. <i>Right</i> is right unattacked and attacked, "
-        "in percent; in brackets, 95 % Wilson intervals. Every attack gives an upper bound.</p>",
+        f"<p>Images that are right unattacked and attacked, in percent of n = {len(case.x)}, the "
+        "same under each attacker; in brackets, 95 % Wilson intervals. Every attack gives an "
+        "upper bound.</p>",
         _figure_html(figure(judged)), _ladder_html(judged),
         "<h2>Guards</h2>", _guards_html(judged),
-        "<h2>Attackers who don’t know the defence</h2>",
+        "<h2>Attackers who don't know the defence</h2>",
         "<p>The course’s four attacks, made on the classifier alone. <i>Recovered</i> is over "
         "successful attacks only, <i>end to end</i> over all images, <i>clean</i> over clean "
         "images through the defence. Beside it, as controls, nothing and the washers.</p>",
@@ -302,19 +317,22 @@ def _figure_html(drawn: Figure) -> str:
 
 
 def _ladder_html(judged: Judgement) -> str:
-    head = "<tr><th>attacker</th><th>before the classifier</th>"
-    head += '<th class="num">eps</th><th class="num">n</th><th class="num">right %</th></tr>'
-    made = []
+    sizes = judged.case.eps
+    cells: dict[tuple[str, str, bool], dict[float, str]] = {}
     for row in rows(judged):
-        who = f"<b>{row['level']}</b> <small>{WHO[row['level']]}</small>"
-        name = escaped("nothing" if row["defense"] == "none" else row["defense"])
-        name += " <small>control</small>" if row.get("control") else ""
         share = f"{100 * row['accuracy']:.1f} <small>[{100 * row['low']:.1f}, "
         share += f"{100 * row['high']:.1f}]</small>"
-        cells = [f"<td>{who}</td><td>{name}</td>"]
-        cells += [f'<td class="num">{v}</td>' for v in (f"{row['eps']:g}", row["n"], share)]
-        made.append(f"<tr>{''.join(cells)}</tr>")
-    return table_html(head, made)
+        key = row["level"], row["defense"], row.get("control", False)
+        cells.setdefault(key, {})[row["eps"]] = share
+    heads = "".join(f'<th class="num">eps {eps:g}</th>' for eps in sizes)
+    made = []
+    for (level, defense, control), shares in cells.items():
+        name = escaped("nothing" if defense == "none" else defense)
+        name += " <small>control</small>" if control else ""
+        who = f"<b>{level}</b><br><small>{WHO[level]}</small>"
+        filled = "".join(f'<td class="num">{shares.get(eps, "–")}</td>' for eps in sizes)
+        made.append(f"<tr><td>{who}</td><td>{name}</td>{filled}</tr>")
+    return table_html(f"<tr><th>attacker</th><th>before the classifier</th>{heads}</tr>", made)
 
 
 def _guards_html(judged: Judgement) -> str:
