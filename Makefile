@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab exercises grade bench doctor lock
+.PHONY: help setup run test test-all lab exercises grade capstone bench doctor lock
 
 help:      ## what there is (the default)
 	@$(PYTHON) course.py help
@@ -28,6 +28,9 @@ exercises: ## make exercises/ from solutions/; ARGS=--run executes these first
 
 grade:     ## grade a folder; make grade SUBMISSIONS=folder ARGS="--seconds 60"
 	@$(PYTHON) course.py grade "$(SUBMISSIONS)" $(ARGS)
+
+capstone:  ## one per student; make capstone ARGS="make --students class.txt"
+	@$(PYTHON) course.py capstone $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

@@ -572,6 +572,12 @@ def verb_grade(rest: list[str]) -> int:
     return call(python("-m", "unfool", "grade", *rest))
 
 
+def verb_capstone(rest: list[str]) -> int:
+    """Make a purifier for each student, or score their attacks."""
+    setup()
+    return call(python("-m", "unfool", "capstone", *rest))
+
+
 def verb_doctor(_: list[str]) -> int:
     """Say what this machine has; installs nothing."""
     if ready():
@@ -654,6 +660,11 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
         "course.py grade SUBMISSIONS, a folder for each student; all options, once set up: "
         "unfool grade --help.",
     ),
+    "capstone": (
+        verb_capstone,
+        "a purifier for each student to break, and the scores",
+        "course.py capstone make --students class.txt; course.py capstone score SUBMISSIONS.",
+    ),
     "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
@@ -663,7 +674,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-TAKES_MORE = {"run", "lab", "exercises", "grade", "bench", "lock"}
+TAKES_MORE = {"run", "lab", "exercises", "grade", "capstone", "bench", "lock"}
 
 
 def parser() -> argparse.ArgumentParser:
