@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     exercises.set_defaults(command=_exercises)
     _add_grade(commands)
     _add_capstone(commands)
+    slides = commands.add_parser("slides", help="slides of the lessons, as pages that need nothing")
+    slides.add_argument("names", nargs="*", metavar="NN", help="number or name; none: every lesson")
+    where = REPO / "build" / "slides"
+    slides.add_argument("--out", type=Path, default=where, metavar="DIR", help="(build/slides)")
+    slides.set_defaults(command=_slides)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -233,6 +238,14 @@ def _capstone_score(options: argparse.Namespace) -> int:
 
     limits = Limits(options.seconds, options.memory)
     score(options.submissions.resolve(), options.out.resolve(), limits, stream=sys.stdout)
+    return 0
+
+
+def _slides(options: argparse.Namespace) -> int:
+    from unfool.slides import export
+
+    for page in export(options.names, options.out.resolve()):
+        print(page)
     return 0
 
 
