@@ -424,7 +424,8 @@ def announcement() -> str:
     if STAMP.exists():
         first = f"Bringing {VENV} up to date ({size} in all, most of it there)."
     else:
-        first = f"Setting up: {size} of packages from the package index into {VENV}."
+        source = WHEELS if WHEELS.is_dir() else "the package index"
+        first = f"Setting up: {size} of packages from {source} into {VENV}."
     return f"{first}\nThis takes minutes at most, as the network allows; it may be interrupted."
 
 
