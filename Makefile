@@ -3,7 +3,7 @@
 PYTHON ?= python3
 
 # .PHONY, because folders may bear the names of verbs: make would call them up to date.
-.PHONY: help setup run test test-all lab exercises grade
+.PHONY: help setup run test test-all lab exercises grade capstone slides bundle
 .PHONY: batch batch-dry batch-resume bench doctor lock
 
 help:      ## what there is (the default)
@@ -38,6 +38,15 @@ batch-dry: ## its jobs and expected hours; make batch-dry GRID=table2
 
 batch-resume: ## take up the batch that was run last
 	@$(PYTHON) course.py batch-resume $(ARGS)
+
+capstone:  ## one per student; make capstone ARGS="make --students class.txt"
+	@$(PYTHON) course.py capstone $(ARGS)
+
+slides:    ## pages in build/slides; make slides ARGS="02 07"
+	@$(PYTHON) course.py slides $(ARGS)
+
+bundle:    ## for a room without a network; make bundle ARGS="--out DIR"
+	@$(PYTHON) course.py bundle $(ARGS)
 
 bench:     ## our attacks beside other libraries'; make bench ARGS="--quick"
 	@$(PYTHON) course.py bench $(ARGS)

@@ -57,6 +57,19 @@ BENCH_PYTHON = BENCH_VENV / BIN.name / PYTHON.name
 BENCH_LOCK = HERE / "requirements-bench.txt"
 BENCH_BUILD = HERE / "benchmarks" / "build-constraints.txt"  # visdom needs an old setuptools
 BENCH_STAMP = BENCH_VENV / STAMP.name
+WHEELS = HERE / "wheels"  # in a bundle: everything is installed from here, without a network
+BUNDLED_STORE = HERE / "store"  # in a bundle: trained networks, only read
+NOT_BUNDLED = {
+    ".git",
+    ".venv",
+    ".venv-bench",
+    "build",
+    "work",
+    "solutions",
+    "tests",
+    "wheels",
+    "store",
+}
 HEARTBEAT_SECONDS = 15.0
 KERNEL_ENV = {  # of every notebook's kernel
     # Threads that wait asleep instead of spinning: where another program wants a core too, training
@@ -89,7 +102,19 @@ def child_env(**more: str) -> dict[str, str]:
     env["PYTHONNOUSERSITE"] = "1"
     env["PYTHONUTF8"] = "1"
     env["PIP_USER"] = "0"
+    env.update(bundle_env())
     env.update(more)
+    return env
+
+
+def bundle_env() -> dict[str, str]:
+    """What makes a bundle need nothing from outside; empty in a checkout."""
+    env = {}
+    if WHEELS.is_dir():
+        env = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
+        env |= {"UV_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_FIND_LINKS": str(WHEELS)}
+    if BUNDLED_STORE.is_dir() and "UNFOOL_SHARED_STORE" not in os.environ:
+        env["UNFOOL_SHARED_STORE"] = str(BUNDLED_STORE)
     return env
 
 
@@ -399,7 +424,8 @@ def announcement() -> str:
     if STAMP.exists():
         first = f"Bringing {VENV} up to date ({size} in all, most of it there)."
     else:
-        first = f"Setting up: {size} of packages from the package index into {VENV}."
+        source = WHEELS if WHEELS.is_dir() else "the package index"
+        first = f"Setting up: {size} of packages from {source} into {VENV}."
     return f"{first}\nThis takes minutes at most, as the network allows; it may be interrupted."
 
 
@@ -588,6 +614,65 @@ def verb_grade(rest: list[str]) -> int:
     return call(python("-m", "unfool", "grade", *rest))
 
 
+def verb_capstone(rest: list[str]) -> int:
+    """Make a purifier for each student, or score their attacks."""
+    setup()
+    return call(python("-m", "unfool", "capstone", *rest))
+
+
+def verb_slides(rest: list[str]) -> int:
+    """Make slides of the lessons."""
+    setup()
+    return call(python("-m", "unfool", "slides", *rest))
+
+
+def verb_bundle(rest: list[str]) -> int:
+    """Fill one folder with all that a room without a network needs."""
+    own = argparse.ArgumentParser(prog="course.py bundle")
+    own.add_argument("--out", type=Path, default=HERE / "build" / "bundle", metavar="DIR")
+    own.add_argument("--solutions", action="store_true", help="with solutions/ and tests/, for you")
+    options = own.parse_args(rest)
+    setup()
+    out = options.out.resolve()
+    todo = [
+        ("wheels of requirements.lock", lambda: fetch_wheels(out / WHEELS.name)),
+        ("the course", lambda: copy_course(out, with_solutions=options.solutions)),
+        ("trained networks", lambda: copy_store(out / BUNDLED_STORE.name)),
+    ]
+    run_steps(todo)
+    print(f"{out}: {size_gb(out):.1f} GB. Copy it, then: python3 course.py lab")
+    return 0
+
+
+def fetch_wheels(folder: Path) -> None:
+    """Download everything that the lock names, for this Python and this system."""
+    pip = python("-m", "pip", "download", "--disable-pip-version-check", "--no-input")
+    step([*pip, "--require-hashes", "--no-deps", "-r", str(LOCK), "-d", str(folder)])
+
+
+def copy_course(out: Path, with_solutions: bool) -> None:
+    """Copy the checkout without what was made in it, and without the solutions."""
+    kept = {"solutions", "tests"} if with_solutions else set()
+    skipped = NOT_BUNDLED - kept
+    made = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", ".ipynb_checkpoints")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        top = skipped | {out.name} if Path(folder) == HERE else set()
+        nested = {"store"} if Path(folder) == HERE / "data" else set()
+        return made(folder, names) | ((top | nested) & set(names))
+
+    shutil.copytree(HERE, out, ignore=ignore, dirs_exist_ok=True)
+
+
+def copy_store(folder: Path) -> None:
+    """Copy the finished artifacts of the store: run the notebooks first to have them all."""
+    store = Path(os.environ.get("UNFOOL_STORE") or HERE / "data" / "store")
+    if not store.is_dir():
+        raise Trouble(f"course.py: no trained networks in {store}: make run, then call again.")
+    unfinished = shutil.ignore_patterns("locks", "building", "checkpoint*")
+    shutil.copytree(store, folder, ignore=unfinished, dirs_exist_ok=True)
+
+
 def verb_doctor(_: list[str]) -> int:
     """Say what this machine has; installs nothing."""
     if ready():
@@ -682,6 +767,21 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "batch": (verb_batch, "run a grid of experiments, here or on Slurm", BATCH_HELP),
     "batch-dry": (verb_batch_dry, "the jobs of a grid and expected hours", BATCH_HELP),
     "batch-resume": (verb_batch_resume, "take up the batch that was run last", BATCH_HELP),
+    "capstone": (
+        verb_capstone,
+        "a purifier for each student to break, and the scores",
+        "course.py capstone make --students class.txt; course.py capstone score SUBMISSIONS.",
+    ),
+    "slides": (
+        verb_slides,
+        "slides of the lessons, in build/slides",
+        "course.py slides 02 07; none: every lesson.",
+    ),
+    "bundle": (
+        verb_bundle,
+        "one folder for a room without a network",
+        "With --out DIR (build/bundle); --solutions adds solutions/ and tests/.",
+    ),
     "bench": (verb_bench, "our attacks beside the public libraries', in .venv-bench", BENCH_HELP),
     "doctor": (verb_doctor, "what this machine has", ""),
     "lock": (
@@ -691,8 +791,10 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     ),
     "help": (verb_help, "print this list", ""),
 }
-BATCH_VERBS = {"batch", "batch-dry", "batch-resume"}
-TAKES_MORE = {"run", "lab", "exercises", "grade", "bench", "lock"} | BATCH_VERBS
+TAKES_MORE = {
+    *("run", "lab", "exercises", "grade", "capstone", "slides", "bundle", "bench", "lock"),
+    *("batch", "batch-dry", "batch-resume"),
+}
 
 
 def parser() -> argparse.ArgumentParser:

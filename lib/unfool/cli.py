@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
             help="more records, such as build/batch/table2/records.jsonl",
         )  # fmt: skip
         made.set_defaults(command=_tables if name == "tables" else _figures)
+    _add_capstone(commands)
+    slides = commands.add_parser("slides", help="slides of the lessons, as pages that need nothing")
+    slides.add_argument("names", nargs="*", metavar="NN", help="number or name; none: every lesson")
+    where = REPO / "build" / "slides"
+    slides.add_argument("--out", type=Path, default=where, metavar="DIR", help="(build/slides)")
+    slides.set_defaults(command=_slides)
     report = commands.add_parser("report", help="build the HTML report of the last run again")
     _add_out(report)
     report.set_defaults(command=_report)
@@ -201,6 +207,28 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--path", type=Path, metavar="DIR", help="folder of my_module (the current one)")
     add("--out", type=Path, metavar="DIR", help="folder of records and page (results/local)")
     evaluate.set_defaults(command=_evaluate)
+
+
+def _add_capstone(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    where = REPO / "work" / "capstone"
+    capstone = commands.add_parser(
+        "capstone",
+        help="a purifier for each student to break; score their attacks",
+        description="make: a folder for each student. score: run their attacks, apart, on images "
+        "that they don't have. See solutions/capstone.md.",
+    )
+    steps = capstone.add_subparsers(metavar="STEP", required=True)
+    make = steps.add_parser("make", help="train a purifier for each student")
+    make.add_argument("--students", type=Path, required=True, metavar="FILE", help="an id per line")
+    make.add_argument("--profile", choices=PROFILES, default="classroom")
+    make.set_defaults(command=_capstone_make)
+    score = steps.add_parser("score", help="run what was handed in: FOLDER/STUDENT/capstone.ipynb")
+    score.add_argument("submissions", type=Path, metavar="SUBMISSIONS")
+    score.add_argument("--seconds", type=float, default=240, help="for a notebook (240)")
+    score.add_argument("--memory", type=int, default=2000, help="MB, all its processes (2000)")
+    score.set_defaults(command=_capstone_score)
+    for step in (make, score):
+        step.add_argument("--out", type=Path, default=where, metavar="DIR", help="(work/capstone)")
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -328,6 +356,31 @@ def _grade(options: argparse.Namespace) -> int:
         students=options.students,
         again=options.again,
     )
+    return 0
+
+
+def _capstone_make(options: argparse.Namespace) -> int:
+    from unfool.capstone import make, roll
+    from unfool.lab import Lab
+
+    make(Lab(options.profile), roll(options.students), options.out.resolve(), stream=sys.stdout)
+    return 0
+
+
+def _capstone_score(options: argparse.Namespace) -> int:
+    from unfool.capstone import score
+    from unfool.grading.sandbox import Limits
+
+    limits = Limits(options.seconds, options.memory)
+    score(options.submissions.resolve(), options.out.resolve(), limits, stream=sys.stdout)
+    return 0
+
+
+def _slides(options: argparse.Namespace) -> int:
+    from unfool.slides import export
+
+    for page in export(options.names, options.out.resolve()):
+        print(page)
     return 0
 
 

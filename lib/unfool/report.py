@@ -316,12 +316,13 @@ def page(title: str, body: str, navigation: str = "", kind: str = "lesson") -> s
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}</title>\n<style>\n{_style()}</style>\n</head>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{notebook_style()}</style>\n</head>\n"
         f'<body class="{kind}">\n{top}\n<main>\n{body}\n</main>\n{foot}\n</body>\n</html>\n'
     )
 
 
-def _style() -> str:
+def notebook_style() -> str:
+    """The styles of a page that holds a notebook's cells."""
     from pygments.formatters import HtmlFormatter
 
     light = HtmlFormatter(style="xcode").get_style_defs(".highlight")

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import wraps
+from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any
 
@@ -182,6 +183,18 @@ def _judge(job: dict[str, Any], cell: dict[str, Any], space: Any, guard: Guard) 
         return {"passed": False, "message": f"your function stops with {type(error).__name__}"}
 
 
+def _attack(attack: Any, home: Path, eps: list[float], seconds: float) -> dict[str, Any]:
+    """Run a capstone's attack; its images are judged elsewhere."""
+    from unfool.capstone import run_attack
+
+    try:
+        with _clock(seconds), redirect_stdout(Notes(0)), redirect_stderr(Notes(0)):
+            run_attack(attack, home, eps)
+        return {"error": None}
+    except BaseException as error:
+        return {"error": _told(error, seconds)}
+
+
 # ------------------------------------------------------------------------------------------ the job
 
 
@@ -202,7 +215,7 @@ def _shell() -> Any:
 def main() -> None:
     """Run the job that standard input holds."""
     job = json.load(sys.stdin)
-    token, own, channel = job.pop("token"), os.getpid(), os.dup(1)
+    token, own, channel, home = job.pop("token"), os.getpid(), os.dup(1), Path.cwd()
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
@@ -216,6 +229,8 @@ def main() -> None:
     for number, cell in enumerate(job["cells"]):
         if "task" in cell:
             said = _judge(job, cell, shell.user_ns, guard)
+        elif "attack" in cell:
+            said = _attack(shell.user_ns.get("attack"), home, cell["attack"], 3 * job["seconds"])
         else:
             said = _run(shell, cell["source"], room, job["seconds"])
             room = max(0, room - len(said["text"]))

@@ -89,6 +89,8 @@ def grade(
     found = find(submissions, list(known))
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / "gradebook.db").exists():  # deleted: nothing of it is graded any more
+        (out / "graded.json").unlink(missing_ok=True)
     book, state = Book(out), _State(out / "graded.json", seed)
     book.register([{"id": one.student} for one in found if NAME.fullmatch(one.student)])
     book.register(_roll(students))

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from unfool.notebooks import REPO
@@ -63,18 +64,35 @@ def namespaces() -> tuple[str, ...]:
     return NAMESPACES if tried.returncode == 0 else ()
 
 
-def judge(cells: Sequence[dict[str, Any]], seed: int, limits: Limits) -> Report:
+def judge(
+    cells: Sequence[dict[str, Any]],
+    seed: int,
+    limits: Limits,
+    *,
+    files: Mapping[str, Path] | None = None,
+    before: Callable[[Path], None] | None = None,
+    after: Callable[[Path], None] | None = None,
+) -> Report:
     """Run a notebook's code cells and judge its tasks, in processes that are all gone afterwards.
 
     Args:
         cells: `{"source": …}` for a learner's cell, `{"task": …, "function": …}` for a check.
+            `{"attack": [0.1]}` runs a capstone's attack (see `unfool.capstone`).
         seed: of the inputs that the checks draw.
+        files: name → what is copied into the scratch folder under it.
+        before, after: called with the scratch folder, when it is filled and when all has ended.
     """
     token, started = secrets.token_hex(16), time.monotonic()
     job = {"token": token, "cells": cells, "seed": seed, "seconds": limits.seconds / 4}
     job["output"] = limits.output * 1000
     with tempfile.TemporaryDirectory(prefix="unfool-", ignore_cleanup_errors=True) as scratch:
+        for name, path in (files or {}).items():
+            shutil.copy(path, Path(scratch, name))
+        if before:
+            before(Path(scratch))
         lines, end = _run(json.dumps(job).encode(), token, scratch, limits)
+        if after:
+            after(Path(scratch))
     said = list(_messages(lines, token))
     report = Report([m for m in said if "cell" in m], end.get("reason", ""))
     report.seconds, report.megabytes = time.monotonic() - started, end.get("megabytes", 0)
