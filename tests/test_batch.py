@@ -124,8 +124,8 @@ def test_a_job_that_fails_is_named_with_its_cause(tmp_path: Path) -> None:
     row = {"profile": "smoke", "defense": "threshold", "attacks": ["fgsm"]}
     rows = [{**row, "settings": {"level": level}} for level in (0.5, -7.0)]
     path.write_text(json.dumps({"rows": rows}))
-    said: list[str] = []
-    assert batch.run(str(path), out=out, say=said.append, cores=2) == 1
+    assert start(path, out, "--cores", "2").wait(LIMIT) == 1
+    said = (out / "said.txt").read_text().splitlines()
     failed = [line for line in said if line.startswith("FAILED")]
     assert len(failed) == 1
     assert "-7" in failed[0]

@@ -222,9 +222,11 @@ def forecast(jobs: Sequence[Job], out: Path, cores: int) -> str:
         lines.append(
             f"{kind:<12} {sum(j.kind == kind for j in jobs):>6} {len(some):>6} {hours:>8.2f}"
         )
-    lines.append(f"{'all':<12} {len(jobs):>6} {len(todo):>6} {total:>8.2f} on one core")
+    lines.append(f"{'all':<12} {len(jobs):>6} {len(todo):>6} {total:>8.2f} one after another")
     threads = max((job.threads for job in jobs), default=1)
-    lines.append(f"expected: {total * threads / cores:.2f} hours on {cores} cores, if all are busy")
+    lines.append(
+        f"expected: {total * threads / cores:.2f} hours on {cores} cores (on GPUs: so many)"
+    )
     return "\n".join(lines)
 
 
