@@ -362,3 +362,36 @@ def own_net(tmp_path: Path) -> Callable[[], str]:
         return "my_three:net"
 
     return write
+
+
+RECIPE = """
+from torch import nn
+from torchvision.models import resnet18
+
+
+class Grey(nn.Module):
+    def forward(self, images):
+        return images.expand(-1, 3, -1, -1)
+
+
+def net():
+    return nn.Sequential(Grey(), resnet18(weights=None, num_classes=3)).eval()
+"""
+
+
+@pytest.mark.long
+def test_a_classifier_from_outside_is_ten_lines(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_resnet.py").write_text(RECIPE)
+    (tmp_path / "my_hot_resnet.py").write_text(RECIPE.replace(".eval()", ".train()"))
+    data = f"folder:{folder_of(tmp_path / 'digits', lab)}"
+    command = ["evaluate", "--defense", "blur", "--dataset", data, "--profile", "smoke", "--eps",
+               "0.01", "0.02", "--images", "12", "--path", str(tmp_path), "--out",
+               str(tmp_path / "out"), "--classifier"]  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert cli.main([*command, "my_resnet:net"]) == 0
+    assert "before my_resnet:net" in next((tmp_path / "out").glob("*.html")).read_text("utf-8")
+    assert cli.main([*command, "my_hot_resnet:net"]) == 2
+    assert "is in train mode" in capsys.readouterr().err
