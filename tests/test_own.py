@@ -70,6 +70,10 @@ class Remembers(nn.Module):
         self.calls += 1
         return x / self.calls
 
+class Shouts(Mean):
+    def rejects(self, x):
+        return x.mean()
+
 class Hard(nn.Module):
     def forward(self, x):
         return (x > 0.5).float()
@@ -158,25 +162,37 @@ def test_a_mask_is_warned_of_on_its_page_and_an_honest_defence_is_not(
         assert "prefers-color-scheme: dark" in page
 
 
+class Wary(masks.Smooth):
+    """Refuses what is bright."""
+
+    def rejects(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(1, 2, 3)) > 0.15
+
+
 def test_records_and_rows_are_those_of_the_course(lab: Lab, tmp_path: Path) -> None:
-    found = judged(lab, masks.Smooth().eval(), out=tmp_path)
+    found = judged(lab, Wary().eval(), out=tmp_path)
     page = own_page.write(found, tmp_path)
     records = read_records(tmp_path / "records.jsonl")
     assert {r.attack for r in records} == {"fgsm", "deepfool", "jsma", "carlini_wagner_l2"}
     assert [r.defense for r in records[:7]] == [
-        "none", "threshold", "bits", "median", "blur", "jpeg", "Smooth"
+        "none", "threshold", "bits", "median", "blur", "jpeg", "Wary"
     ]  # fmt: skip
     assert all(r.n_images == 24 and r.id and r.classifier == "Sequential" for r in records)
     assert all(r.recovered_accuracy == 0 for r in records if r.defense == "none")
     rows = read_rows(tmp_path / "threats.jsonl")
-    levels = {row["level"] for row in rows if row["defense"] == "Smooth"}
+    levels = {row["level"] for row in rows if row["defense"] == "Wary"}
     assert levels == {*threats.LEVELS, "worst of all"} - {"surrogate"}
     controls = [(row["defense"], row["eps"]) for row in rows if row.get("control")]
     assert controls == [("none", 0.05), ("none", 0.12), *((w, 0.12) for w in own.WASHERS)]
     assert all(row["low"] <= row["accuracy"] <= row["high"] and row["n"] == 24 for row in rows)
-    assert page == tmp_path / "Smooth-before-Sequential-on-mnist5k.html"
+    assert page == tmp_path / "Wary-before-Sequential-on-mnist5k.html"
     assert page.exists()
     assert not list(tmp_path.glob(".unfinished*"))
+    text = page.read_text("utf-8")
+    assert "It also refuses images" in text
+    assert "aim to pass its detector" in text
+    assert any(r.rejected for r in records if r.defense == "Wary")
+    assert not any(r.rejected for r in records if r.defense != "Wary")
 
 
 def test_the_verdict_says_what_the_numbers_say(lab: Lab) -> None:
@@ -258,6 +274,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"defense": "my_own_module:Bright"}, r"leaves \[0, 1\], to \[0, 2\].*clamp"),
     "nan": ({"defense": "my_own_module:Nan"}, "returns NaN at"),
     "state": ({"defense": "my_own_module:Remembers"}, "holds a state between calls"),
+    "rejects": (
+        {"defense": "my_own_module:Shouts"},
+        r"rejects returns \(\) torch.float32.*\(N,\) torch.bool",
+    ),
     "train mode": ({"defense": "my_own_module:normed"}, "is in train mode"),
     "no gradient": ({"defense": "my_own_module:Hard"}, "Hard .*BPDA.*--bpda identity"),
     "bpda of nothing": ({"defense": "none", "bpda": "identity"}, "stands for a purifier"),
@@ -362,3 +382,36 @@ def own_net(tmp_path: Path) -> Callable[[], str]:
         return "my_three:net"
 
     return write
+
+
+RECIPE = """
+from torch import nn
+from torchvision.models import resnet18
+
+
+class Grey(nn.Module):
+    def forward(self, images):
+        return images.expand(-1, 3, -1, -1)
+
+
+def net():
+    return nn.Sequential(Grey(), resnet18(weights=None, num_classes=3)).eval()
+"""
+
+
+@pytest.mark.long
+def test_a_classifier_from_outside_is_ten_lines(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_resnet.py").write_text(RECIPE)
+    (tmp_path / "my_hot_resnet.py").write_text(RECIPE.replace(".eval()", ".train()"))
+    data = f"folder:{folder_of(tmp_path / 'digits', lab)}"
+    command = ["evaluate", "--defense", "blur", "--dataset", data, "--profile", "smoke", "--eps",
+               "0.01", "0.02", "--images", "12", "--path", str(tmp_path), "--out",
+               str(tmp_path / "out"), "--classifier"]  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert cli.main([*command, "my_resnet:net"]) == 0
+    assert "before my_resnet:net" in next((tmp_path / "out").glob("*.html")).read_text("utf-8")
+    assert cli.main([*command, "my_hot_resnet:net"]) == 2
+    assert "is in train mode" in capsys.readouterr().err

@@ -198,7 +198,13 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add("--classifier", default="anet", metavar="C", help="the same, by default anet")
     add("--dataset", default="mnist5k", metavar="DATA", help="a name (mnist5k), or folder:PATH")
     add("--images", type=int, default=100, metavar="N", help="test images to attack (100)")
-    add("--eps", type=float, nargs="+", metavar="E", help="sizes, growing, above 0 and up to 1")
+    add(
+        "--eps",
+        type=float,
+        nargs="+",
+        metavar="E",
+        help="sizes, growing, up to 1 (grey .05 .1 .15 .3)",
+    )
     add("--bpda", choices=["identity"], default="", help="for a defence without gradient")
     add("--eot", type=int, metavar="S", help="draws to average, for a randomised defence")
     add("--profile", choices=PROFILES, default="classroom", help="scale (classroom)")

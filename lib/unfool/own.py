@@ -329,7 +329,21 @@ def _defense(
         threats.check_answers(module, out, len(lab.data.classes))
     else:
         threats.check_output(module, x.cpu(), out)
+    _check_rejects(name, module, x[:TRIED])
     return name, lab.adopt(module, name)
+
+
+def _check_rejects(name: str, module: nn.Module, some: Tensor) -> None:
+    rejects = getattr(module, "rejects", None)
+    if rejects is None:
+        return
+    with torch.no_grad(), frozen(module), threats.seeded(0):
+        out = rejects(some)
+    if not isinstance(out, Tensor) or out.shape != (len(some),) or out.dtype != torch.bool:
+        what = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name}.rejects returns {what} for {len(some)} images: return (N,) torch.bool"
+        )
 
 
 def _check_climbable(case: Case) -> None:
