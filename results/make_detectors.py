@@ -89,7 +89,7 @@ def attacked(
     right = accepted & ~misread(whole, best, y)
     low, high = wilson(int((~fallen).sum()), len(x))
     shares = {"accuracy": ~fallen, "right": right, "accepted": accepted}
-    rows = {name: float(each.float().mean()) for name, each in shares.items()}
+    rows = {name: int(each.sum()) / len(x) for name, each in shares.items()}
     return rows | {"low": low, "high": high}
 
 
