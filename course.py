@@ -577,6 +577,11 @@ def verb_lab(rest: list[str]) -> int:
     settings = {"@jupyterlab/apputils-extension:notification": quiet}
     overrides = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
     write_atomically(overrides, json.dumps(settings, indent=2) + "\n")
+    # Teachers grade by command; its menus ("Create Assignment", "Validate") would puzzle learners.
+    page = VENV / "etc" / "jupyter" / "labconfig" / "page_config.json"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    hidden = {"disabledExtensions": {"@jupyter/nbgrader": True}}
+    write_atomically(page, json.dumps(hidden, indent=2) + "\n")
     code = call(python("-m", "unfool", "workspace"))
     if code:
         return code

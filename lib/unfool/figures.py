@@ -21,6 +21,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from unfool.evaluation import Record
@@ -330,6 +331,8 @@ def lines(
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.grid(axis="y", color=GRID)
+    if all(float(v).is_integer() for v in x):  # no half epochs
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if percent:
         axis.set_ylim(-2, 102)
     if len(series) > 1:
