@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from unfool.notebooks import LESSONS, UsageError, lessons, write
+from unfool.notebooks import LESSONS, UsageError, find, write
 from unfool.slides import TAG, export
 
 FETCHED = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?![\"']?data:)", re.IGNORECASE)
@@ -17,7 +17,7 @@ FETCHED = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?![\"']?dat
 
 def test_every_lesson_has_slides(tmp_path: Path) -> None:
     pages = export([], tmp_path)
-    assert [page.stem for page in pages] == [path.stem for path in lessons(LESSONS)]
+    assert [page.stem for page in pages] == [path.stem for path in find()]
     for page in pages:
         text = page.read_text("utf-8")
         nb = nbformat.read(LESSONS / f"{page.stem}.ipynb", as_version=4)
