@@ -229,6 +229,8 @@ def test_feedback(graded: Graded) -> None:
     page = (graded.out / "feedback" / "loop" / EX / f"{EX}.html").read_text("utf-8")
     assert "stopped after 15 s" in page
     assert "Score: 10.0" in page
+    assert "<math" in page  # formulas are seen without a network
+    assert 'src="http' not in page
 
 
 def test_the_teachers_checks_are_back(graded: Graded) -> None:

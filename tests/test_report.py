@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from unfool.notebooks import Result, lessons
-from unfool.report import Formulas, build, mathml, rebuild, results_table
+from unfool.report import Formulas, build, mathml, rebuild, results_table, without_network
 
 PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -210,3 +210,22 @@ def test_variants_of_a_defence_are_told_apart() -> None:
     table = results_table([row(), row(mu=1.0), row(skips=False), row(mu=1.0), row()])
     assert [line[3] for line in table] == ["pix2pix", "pix2pix (mu=1)", "pix2pix (skips=False)"]
     assert [line[3] for line in results_table([{"defense": "none"}])] == ["none"]
+
+
+def test_a_foreign_page_needs_no_network() -> None:
+    fetched = '<script src="https://cdn.example.invalid/mathjax.js"> </script>'
+    settings = '<script type="text/x-mathjax-config">\n inlineMath: [["$", "$"]]\n</script>'
+    own = "<script>let price = '$5$';</script>"
+    code = "<pre>cost = '$x$'</pre>"
+    page = f"{fetched}{settings}{own}<p>For $a &lt; b$ and $$c$$, 5 $ each</p>{code}"
+    made = without_network(page, "ex")
+    assert "src=" not in made
+    assert "inlineMath" not in made
+    assert own in made
+    assert code in made
+    assert made.count("<math") == 2
+    assert "5 $ each" in made
+    hostile = without_network("<p>$&lt;script&gt;alert(1)&lt;/script&gt;$</p>", "ex")
+    assert "<script" not in hostile
+    assert "<math" in hostile
+    assert 'src="https' in page  # the control

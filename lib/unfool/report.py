@@ -165,6 +165,32 @@ class Formulas:
             return f"<code>{html.escape(tex)}</code>"
 
 
+_IN_PAGE = re.compile(
+    r"(?P<kept><(?P<tag>pre|code|script|style)\b.*?</(?P=tag)>)"
+    r"|\$\$(?P<block>[^$]+?)\$\$|\$(?P<inline>[^$<\n]+?)\$",
+    re.DOTALL,
+)
+
+
+def without_network(page: str, name: str) -> str:
+    """A foreign exporter's page with MathML for its formulas, and without the scripts it fetches.
+
+    What cannot be turned into MathML is shown as code, with a warning that names `name`.
+    """
+    formulas = Formulas(name)
+
+    def redraw(found: re.Match[str]) -> str:
+        if found["kept"]:
+            return found[0]
+        tex, display = (found["block"], "block") if found["block"] else (found["inline"], "inline")
+        return formulas._mathml(html.unescape(tex).strip(), display)
+
+    scripts = r'<script[^>]*\bsrc="https?:[^"]*"[^>]*>\s*</script>'
+    mathjax = r'<script type="text/x-mathjax-config">.*?</script>'
+    bare = re.sub(f"{scripts}|{mathjax}", "", page, flags=re.DOTALL)
+    return _IN_PAGE.sub(redraw, bare)
+
+
 def mathml(tex: str, display: str) -> str:
     """A TeX formula as MathML; `display` is "inline" or "block".
 

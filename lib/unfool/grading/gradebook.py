@@ -39,6 +39,7 @@ from unfool.grading.exports import Canvas, Moodle
 from unfool.grading.sandbox import Report
 from unfool.grading.submissions import locked
 from unfool.notebooks import write, write_text
+from unfool.report import without_network
 
 LOG = logging.getLogger("unfool.grading")
 LOG.addHandler(logging.NullHandler())
@@ -93,6 +94,8 @@ class Book:
         steps = [fill, SaveAutoGrades, CheckCellMetadata]
         self._convert(Autograde, exercise, student, autograde_preprocessors=steps)
         self._convert(GenerateFeedback, exercise, student)
+        page = self.folder / "feedback" / student / exercise / f"{exercise}.html"
+        write_text(page, without_network(page.read_text("utf-8"), exercise))
         return self.points(exercise, student)
 
     def points(self, exercise: str, student: str) -> Points:
