@@ -93,13 +93,23 @@ class Table:
         """Return the table as a section of a page."""
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
         rows = (
-            "<tr>" + "".join(f"<td>{html.escape(t)}</td>" for t in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{_cell(text)}</td>" for text in row) + "</tr>"
             for row in self.rows
         )
         title = f"<h2>Table {self.number}: {html.escape(TITLES[self.number])}</h2>"
-        note = f"<p>{html.escape(NOTES[self.number])}</p>"
+        note = f"<p>{_prose(NOTES[self.number])}</p>"
         body = "\n".join(rows)
         return f'{title}\n{note}\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'  # noqa: E501
+
+
+def _cell(text: str) -> str:
+    """A cell's HTML: its interval is not broken over two lines."""
+    return re.sub(r"\[.*?\]", lambda found: found[0].replace(" ", "&nbsp;"), html.escape(text))
+
+
+def _prose(text: str) -> str:
+    """Markdown's code as HTML's; there is no other mark-up in the notes."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -438,9 +448,9 @@ def table_files(made: Sequence[Table]) -> dict[str, str]:
     from unfool.report import page
 
     files = {f"tables/table{t.number}.md": t.markdown() for t in made}
-    key = f"<p>{html.escape(KEY)}</p>\n"
+    key = f"<p>{_prose(KEY)}</p>\n"
     body = "<h1>The paper's tables, ours beside them</h1>\n" + key + "".join(t.html() for t in made)
-    files["tables/index.html"] = page("The paper's tables", body)
+    files["tables/index.html"] = page("The paper's tables", body, kind="index")
     readme = (RESULTS / "README.md").read_text("utf-8")
     linked = re.sub(r"\(tables/", "(results/tables/", summary(made))
     files["README.md"] = between(readme, "tables", summary(made))
