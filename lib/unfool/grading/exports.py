@@ -7,12 +7,15 @@ A student without a submission gets 0, as in nbgrader's own export.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.plugins import ExportPlugin
+
+from unfool.notebooks import write_text
 
 
 class _Table(ExportPlugin):
@@ -21,8 +24,9 @@ class _Table(ExportPlugin):
     def export(self, gradebook: Gradebook) -> None:
         """Write the table to `--to`, by default in the current folder."""
         rows = list(self.rows(gradebook, self._assignments(gradebook), self._students(gradebook)))
-        with Path(self.to or self.default_name).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(rows)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        write_text(Path(self.to or self.default_name), text.getvalue())
 
     def rows(self, gradebook: Any, assignments: list[Any], students: list[Any]) -> Iterable[Any]:
         """The table, its head first."""
