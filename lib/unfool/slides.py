@@ -74,7 +74,7 @@ def _page(title: str, slides: Sequence[str]) -> str:
 
 
 STYLE = """
-html { scroll-snap-type: y mandatory; }
+html { scroll-snap-type: y proximity; }
 body { padding: 0; font-size: 1.35rem; }
 main { max-width: none; padding: 0; }
 section { min-height: 100vh; scroll-snap-align: start; position: relative; outline: none;
