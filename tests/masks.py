@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 import victims
-from unfool.attacks import pgd
+from unfool.attacks import AttackSettings, pgd
 from unfool.datasets import load
 from unfool.defenses import BitDepth, Blur
+from unfool.threats import Attackers
+
+QUICK = Attackers(  # enough to tell a mask from a defence on small networks
+    draws=2,
+    transfer=AttackSettings("pgd", {"steps": 8}),
+    black_box=AttackSettings("square", {"queries": 100}),
+    white_box=AttackSettings("apgd", {"steps": 15, "targets": 2}),
+)
 
 Pair = tuple[nn.Module, nn.Module | None]
 """A classifier and the defence before it."""

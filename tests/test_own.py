@@ -17,18 +17,11 @@ import masks
 import victims
 from test_report import Fetched
 from unfool import cli, own, own_page, threats
-from unfool.attacks import AttackSettings
 from unfool.evaluation import read_records, read_rows
 from unfool.lab import Lab
 from unfool.notebooks import UsageError
-from unfool.threats import Attackers
 
-QUICK = Attackers(
-    draws=2,
-    transfer=AttackSettings("pgd", {"steps": 8}),
-    black_box=AttackSettings("square", {"queries": 100}),
-    white_box=AttackSettings("apgd", {"steps": 15, "targets": 2}),
-)
+QUICK = masks.QUICK
 GRID = (0.05, 0.12)
 HERE = """
 import sys; sys.path.insert(0, {tests!r})

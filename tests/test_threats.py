@@ -17,12 +17,7 @@ from unfool.defenses import Blur, Jpeg, Threshold
 from unfool.evaluation import defended
 from unfool.threats import Attackers, check_defense, check_gradient, threat_levels
 
-QUICK = Attackers(
-    draws=2,
-    transfer=AttackSettings("pgd", {"steps": 8}),
-    black_box=AttackSettings("square", {"queries": 100}),
-    white_box=AttackSettings("apgd", {"steps": 15, "targets": 2}),
-)
+QUICK = masks.QUICK
 GRID = (0.05, 0.12)
 
 

@@ -91,15 +91,16 @@ class Table:
 
     def html(self) -> str:
         """Return the table as a section of a page."""
+        from unfool.report import table_html
+
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
-        rows = (
+        rows = [
             "<tr>" + "".join(f"<td>{_cell(text)}</td>" for text in row) + "</tr>"
             for row in self.rows
-        )
+        ]
         title = f"<h2>Table {self.number}: {html.escape(TITLES[self.number])}</h2>"
         note = f"<p>{_prose(NOTES[self.number])}</p>"
-        body = "\n".join(rows)
-        return f'{title}\n{note}\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'  # noqa: E501
+        return f"{title}\n{note}\n{table_html(f'<tr>{head}</tr>', rows)}\n"
 
 
 def _cell(text: str) -> str:
