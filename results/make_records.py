@@ -137,7 +137,7 @@ def transfer_curves() -> Iterator[Case]:
 
 
 def unseen() -> Iterator[Case]:
-    """Notebook 09: purifiers of one attack, of all but one, of all; under these and two others."""
+    """Notebooks 09, 10: learned from one attack, all but one, all; under these and two others."""
     for name in ("none", "threshold", "denoiser"):
         yield Case("mnist5k", "anet", name)
         yield Case("mnist5k", "anet", name, under=UNSEEN)
@@ -146,6 +146,9 @@ def unseen() -> Iterator[Case]:
     for learns in (*ones, *threes, four):
         yield Case("mnist5k", "anet", "pix2pix", learns=learns)
         yield Case("mnist5k", "anet", "pix2pix", learns=learns, under=UNSEEN)
+    for name in ("ape_gan", "finetuned"):  # notebook 10: the others that learn from attacks
+        for left_out, learns in zip(four, threes, strict=True):
+            yield Case("mnist5k", "anet", name, learns=learns, under=(left_out,))
 
 
 def strengths() -> Iterator[Case]:

@@ -222,6 +222,23 @@ def test_run_shows_the_records(ran: Ran) -> None:
     assert json.loads((root / "out/run.json").read_text())["results"][1]["ok"] is False
 
 
+def test_two_at_once_by_default_and_records_in_the_lessons_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    wait = "import os, time\nwhile not os.path.exists('second.txt'):\n    time.sleep(0.1)"
+    threads = "print(os.environ['OMP_NUM_THREADS'])"
+    first, second = (WRITE_RECORD.replace('"c"', f'"{name}"') for name in ("first", "second"))
+    make(tmp_path / "notebooks" / "01_waits.ipynb", wait, first, threads)
+    make(tmp_path / "notebooks" / "02_ends.ipynb", second, "open('second.txt', 'w').close()")
+    out = tmp_path / "out"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    running.run(out=out, report=False, folder=tmp_path / "notebooks", timeout=60)
+    records = report.read_records(out / "records.jsonl")
+    assert [record["classifier"] for record in records] == ["first", "second"]
+    assert notebooks.printed(read(out / "executed/01_waits.ipynb")) == ["3"]
+
+
 def test_nothing_unfinished_is_left(ran: Ran) -> None:
     assert list((ran[0] / "out").rglob("*running*")) == []
 

@@ -14,7 +14,7 @@ PROFILES = ("smoke", "classroom", "desk", "paper")  # as in profiles.py, which i
 RUN_EXAMPLES = """examples:
   unfool run                         every lesson, as committed
   unfool run 02 07                   two of them
-  unfool run --profile smoke -j 2    a quick look at whether they run at all
+  unfool run --profile smoke         a quick look at whether they run at all
   unfool run 02 -p seed 3 -p epsilons "[0.1, 0.2]"
   unfool run 02 --update             write the executed notebook back, cleaned
 
@@ -137,7 +137,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="a parameter of the notebook, its value as JSON; may be repeated",
     )
     _add_out(run)
-    run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="run N at once")
+    run.add_argument("-j", "--jobs", type=int, metavar="N", help="run N at once (2; 1 on one core)")
     run.add_argument("--update", action="store_true", help="write executed notebooks back")
     run.add_argument("--no-report", action="store_true", help="build no HTML report")
     run.add_argument("--timeout", type=float, metavar="S", help="seconds that a notebook may take")

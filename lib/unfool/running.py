@@ -59,6 +59,11 @@ class Task:
         """What long work in the notebook says of itself."""
         return self.log.with_suffix(".progress")
 
+    @property
+    def records(self) -> Path:
+        """What the notebook measured."""
+        return self.log.with_suffix(".jsonl")
+
 
 def run(
     names: Sequence[str] = (),
@@ -66,7 +71,7 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     out: Path | None = None,
     update: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
     *,
     timeout: float | None = None,
     report: bool = True,
@@ -82,7 +87,8 @@ def run(
         parameters: passed to every notebook that is run; each must have all of them.
         out: folder that gets `executed/`, `logs/`, `records.jsonl`, `run.json` and `report/`.
         update: write the executed notebooks, cleaned, back to where they came from.
-        jobs: how many run at once; above one, each gets a single thread for its numerics.
+        jobs: how many run at once, by default two where there are two cores; they share the cores
+            evenly, because threads that outnumber them wait for each other.
         folder: where the notebooks are, by default `notebooks/` of the checkout.
         env: added to the environment of each notebook.
 
@@ -94,8 +100,9 @@ def run(
     given = [_parameters_for(path, profile, parameters or {}) for path in paths]
     if update and any(given):
         raise UsageError("--update writes what is committed: run it without --profile and -p")
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs must be 1 or more; got {jobs}")
+    jobs = min(jobs or min(2, os.cpu_count() or 1), len(paths))
     started = time.time()
     with sole_user(out):
         _clear(out)
@@ -143,7 +150,7 @@ def _clear(out: Path) -> None:
     (out / "run.json").unlink(missing_ok=True)
     for old in (*(out / "executed").glob("*.ipynb"), *(out / "executed").glob(".*.ipynb")):
         old.unlink()
-    for pattern in ("*.log", "*.progress"):
+    for pattern in ("*.log", "*.progress", "*.jsonl", "*.jsonl.lock"):
         for old in (out / "logs").glob(pattern):
             old.unlink()
 
@@ -157,9 +164,8 @@ def _run_all(
     env: dict[str, str],
     stream: TextIO,
 ) -> list[Result]:
-    env = {"UNFOOL_RECORDS": str(out / "records.jsonl"), **env}
-    if jobs > 1:
-        env.setdefault("OMP_NUM_THREADS", "1")
+    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     width = max(len(task.path.stem) for task in tasks)
     stop, results = Stop(), {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -169,6 +175,7 @@ def _run_all(
             for future in _as_they_end(pending, stop, stream):
                 result = future.result()
                 results[result.name] = result
+                _gather(order, out / "records.jsonl")
                 print(_line(result, width), file=stream, flush=True)
         except BaseException:
             stop.now()
@@ -183,7 +190,7 @@ def _run_one(
     if stop.asked:
         return Result(task.path.stem, 0.0, ok=False, error="not begun")
     task.log.parent.mkdir(parents=True, exist_ok=True)
-    own = {"UNFOOL_PROGRESS": str(task.progress), **env}
+    own = {"UNFOOL_PROGRESS": str(task.progress), "UNFOOL_RECORDS": str(task.records), **env}
     result = execute(task.path, task.output, task.parameters, own, timeout, stop=stop, log=task.log)
     # With other parameters other claims are made: there is nothing to compare them with.
     if result.ok and not task.parameters:
@@ -193,6 +200,11 @@ def _run_one(
         if update:
             result.note = _update(task, executed)
     return result
+
+
+def _gather(tasks: Sequence[Task], path: Path) -> None:
+    # In the order of the lessons, whichever ends first: the table's rows don't depend on luck.
+    write_text(path, "".join(t.records.read_text("utf-8") for t in tasks if t.records.exists()))
 
 
 def _update(task: Task, executed: NotebookNode) -> str:
