@@ -36,6 +36,7 @@ from unfool.evaluation import (
     holm,
     margin,
     mcnemar,
+    mean_of_seeds,
     measure,
     paired_difference,
     predict,
@@ -97,6 +98,16 @@ def test_paired_difference_by_hand() -> None:
     value, low, high = paired_difference(*answers(70, 12, 4, 14))
     half = 1.959963985 * math.sqrt((13 / 102 + 5 / 102 - (8 / 102) ** 2) / 102)
     assert (value, low, high) == pytest.approx((0.08, 8 / 102 - half, 8 / 102 + half), abs=1e-9)
+
+
+def test_mean_of_seeds_by_hand() -> None:
+    # Student's 97.5 % quantile for two degrees of freedom is 4.3027.
+    mean, low, high = mean_of_seeds([0.1, 0.2, 0.3])
+    half = 4.3027 * 0.1 / math.sqrt(3)
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-4)
+    assert mean_of_seeds([0.1, 0.2, 0.3], confidence=0.9)[1] > low
+    with pytest.raises(ValueError, match="needs two or more, not 1"):
+        mean_of_seeds([0.1])
 
 
 @settings(max_examples=40, deadline=None)

@@ -231,6 +231,24 @@ def paired_difference(
     return (only_a - only_b) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
+def mean_of_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of one value per seed, with Student's interval (low, high).
+
+    For a paired difference give each seed's difference: what the two share cancels out.
+
+    Raises:
+        ValueError: fewer than two seeds, whose spread is unknown.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError(f"an interval over seeds needs two or more, not {len(values)}")
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values corrected for their number (Holm 1979), in the order given."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -483,8 +501,6 @@ def reproduced(
     Raises:
         ValueError: no record, or one without a success; or they differ in more than the seed.
     """
-    from scipy.stats import t
-
     accuracy, count = MEASURES[measure]
     measured = [getattr(r, accuracy) for r in records]
     shares: list[float] = [share for share in measured if share is not None]
@@ -502,8 +518,7 @@ def reproduced(
     low, high = wilson(round(mean * n), n, confidence=0.9)
     seeds = 0.0
     if len(shares) > 1:
-        spread = statistics.stdev(shares) / math.sqrt(len(shares))
-        seeds = float(t.ppf(0.95, len(shares) - 1)) * spread
+        seeds = mean - mean_of_seeds(shares, confidence=0.9)[1]
     low = max(0.0, mean - math.hypot(mean - low, seeds))
     high = min(1.0, mean + math.hypot(high - mean, seeds))
     outside = high < printed - margin or low > printed + margin
