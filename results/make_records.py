@@ -195,10 +195,15 @@ def desk_crossed() -> Iterator[Case]:
 
 
 def desk_magnet() -> Iterator[Case]:
-    """MagNet on full MNIST: what it refuses, of attacks and of all 10,000 clean test images."""
+    """MagNet on full MNIST: what it refuses, of attacks and of all 10,000 clean test images.
+
+    Ten passes instead of its authors' hundred: the thresholds, not these, fix what is refused.
+    """
     fgsm, *others = paper_attacks("mnist")
     for share in (0.01, 0.05):
-        case = Case("mnist", "anet-mnist", "magnet", {"false_positives": share}, "desk")
+        case = Case(
+            "mnist", "anet-mnist", "magnet", {"false_positives": share, "epochs": 10}, "desk"
+        )
         yield replace(case, under=(fgsm,), images=10_000)
         yield replace(case, under=tuple(others))
 
