@@ -120,6 +120,9 @@ def test_the_key_says_what_it_is_and_depends_on_everything() -> None:
 
 def test_the_root_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Store().root) == os.environ["UNFOOL_STORE"]
+    monkeypatch.setenv("UNFOOL_STORE", "~/store")
+    assert Store(shared=Path("~/shared")).shared == Path.home() / "shared"
+    assert default_root() == Path.home() / "store"
     monkeypatch.delenv("UNFOOL_STORE")
     assert default_root() == artifacts.REPO / "data" / "store"
 

@@ -39,7 +39,7 @@ SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
 def default_root() -> Path:
     """Folder of the store: `$UNFOOL_STORE`, else `data/store` of the checkout."""
-    return Path(os.environ.get("UNFOOL_STORE") or REPO / "data" / "store")
+    return Path(os.environ.get("UNFOOL_STORE") or REPO / "data" / "store").expanduser()
 
 
 class Store:
@@ -53,7 +53,7 @@ class Store:
     def __init__(self, root: Path | None = None, shared: Path | None = None) -> None:
         self.root = Path(root) if root else default_root()
         given = shared or os.environ.get("UNFOOL_SHARED_STORE")
-        self.shared = Path(given) if given else None
+        self.shared = Path(given).expanduser() if given else None
         self._verified: set[Path] = set()
 
     def get(
