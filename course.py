@@ -675,7 +675,9 @@ def copy_store(folder: Path) -> None:
     if not store.is_dir():
         raise Trouble(f"course.py: no trained networks in {store}: make run, then call again.")
     unfinished = shutil.ignore_patterns("locks", "building", "checkpoint*")
-    shutil.copytree(store, folder, ignore=unfinished, dirs_exist_ok=True)
+    # copyfile leaves rights behind: a store that only its owner could read becomes one for all.
+    copy = shutil.copyfile
+    shutil.copytree(store, folder, ignore=unfinished, copy_function=copy, dirs_exist_ok=True)
 
 
 def verb_doctor(_: list[str]) -> int:

@@ -227,6 +227,8 @@ def prepared_course(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / ".venv").symlink_to(sys.prefix)
     monkeypatch.setenv("UNFOOL_STORE", str(folder / "data" / "store"))
     Lab("smoke").classifier("anet")
+    files = [path for path in (folder / "data").rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o004 for path in files)  # learners are other users
     return folder
 
 
