@@ -281,12 +281,12 @@ Write `attack(model, x, y, eps)`, with `x` (N, 1, 28, 28) in [0, 1] and `y` (N,)
 Return as many images in [0, 1], at most eps from x at every pixel: one beyond either counts as not
 fooled.
 
-It is graded on 40 other digits, at the same three eps. Full points are for fooling the model as
-often as PGD with 40 steps through the whole of it does. There each cell may take a minute, and your
-attack three in all; what it needs must be in this notebook.""",
+It is graded on 40 other digits, turned and moved a little, at the same three eps. Full points are
+for fooling the model as often as PGD with 40 steps through the whole of it does. There each cell
+may take a minute, and your attack three in all; what it needs must be in this notebook.""",
     """## What becomes of it
 
-The same digits attacked, and as the purifier hands them on. Below each, what the model reads.""",
+Eight digits, attacked, and as the purifier hands them on to the classifier.""",
     """## In your own words
 
 Which attacks did you try, what did each reach, and why is the best one better? At most 150
@@ -308,11 +308,13 @@ print(f"{(model(x).argmax(1) == y).sum()} of {len(y)} digits are read rightly")"
     share = success(model, x, attack(model, x, y, eps), y, eps)
     print(f"eps {eps}: {share:.0%} fooled")""",
     """from unfool.figures import verdicts
+from unfool.lab import Lab
 
 attacked = attack(model, x[:8], y[:8], EPS[-1])
 rows = {"clean": x[:8], "attacked": attacked, "purified": model[0](attacked).detach()}
 read = {"clean": model(x[:8]).argmax(1), "purified": model(attacked).argmax(1)}
-verdicts(rows, read, y[:8], "0123456789", caption=f"Your attack at eps {EPS[-1]}.")""",
+caption = f"your attack at eps {EPS[-1]}; under each image, what the model reads."
+Lab().show(verdicts(rows, read, y[:8], "0123456789", caption=caption))""",
 )
 
 
