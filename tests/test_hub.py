@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import nbformat
 import pytest
@@ -64,6 +64,16 @@ def test_the_hub_has_the_courses_versions() -> None:
     assert hub.keys() - course.keys() >= {"jupyterhub", "nbgitpuller", "jupyterhub-systemdspawner"}
 
 
+def test_the_link_to_hand_out() -> None:
+    link = re.search(r"^http\S+/git-pull\?\S+$", (RECIPE / "README.md").read_text("utf-8"), re.M)
+    assert link is not None
+    query = dict(parse_qsl(urlsplit(link.group()).query))
+    assert query["repo"].startswith("file:///")
+    name = query["urlpath"].removeprefix(f"lab/tree/{query['targetpath']}/")
+    assert (REPO / name).is_file()
+    assert query["branch"] == BRANCH
+
+
 # ---------------------------------------------------------------------------------- a real hub
 
 
@@ -82,6 +92,10 @@ def hub_python(folder: Path) -> Path:
     done = run(*uv, "pip", "sync", "--python", python, "--require-hashes", wanted)
     if done.returncode:
         pytest.skip(f"the hub's packages can't be installed: {done.stderr[-300:]}")
+    spec = Path(sys.prefix) / "share" / "jupyter" / "kernels" / "python3"
+    install = (sys.executable, "-m", "jupyter", "kernelspec", "install", spec)
+    done = run(*install, "--name", "python3", "--prefix", folder, "--replace")
+    assert done.returncode == 0, done.stderr
     return python
 
 
@@ -224,7 +238,6 @@ def publish(folder: Path, name: str, text: str) -> None:
 def prepared_course(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A course that is set up, with one trained network that all share."""
     (folder / "data").mkdir(parents=True)
-    (folder / ".venv").symlink_to(sys.prefix)
     monkeypatch.setenv("UNFOOL_STORE", str(folder / "data" / "store"))
     Lab("smoke").classifier("anet")
     files = [path for path in (folder / "data").rglob("*") if path.is_file()]
@@ -243,6 +256,7 @@ def test_a_learner_follows_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with hub(python, course, program, tmp_path) as address:
         session, server = log_in(address, "ada", link), f"{address}/user/ada"
         pulled(session, server, **wanted)
+        assert "nbgrader" not in session.get(f"{server}/lab", timeout=30).text  # teachers' menus
         home = tmp_path / "home" / "ada"
         assert executed(session, server, "unfool/small.ipynb") == [
             f"{sys.prefix}\n",  # the course's environment, not the hub's

@@ -1,6 +1,6 @@
 """JupyterHub for a class on one Linux machine with systemd; README.md beside this tells how.
 
-The hub and the users' servers run from the hub's own environment, the kernels from the course's
+The hub and the users' servers run from the hub's own environment. Its one kernel is the course's
 .venv, which `python3 course.py` may bring up to date without touching the hub.
 """
 
@@ -31,7 +31,6 @@ c.Spawner.args = [
     "--MappingKernelManager.cull_connected=True",
 ]
 c.Spawner.environment = {
-    "JUPYTER_PATH": str(COURSE / ".venv" / "share" / "jupyter"),  # before the hub's own kernel
     "UNFOOL_SHARED_STORE": str(TRAINED),  # only read, so that nobody trains what is there
     "UNFOOL_STORE": "~/.unfool/store",
     "UNFOOL_RECORDS": "~/.unfool/records.jsonl",
