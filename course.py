@@ -671,11 +671,13 @@ def copy_course(out: Path, with_solutions: bool) -> None:
 
 def copy_store(folder: Path) -> None:
     """Copy the finished artifacts of the store: run the notebooks first to have them all."""
-    store = Path(os.environ.get("UNFOOL_STORE") or HERE / "data" / "store")
+    store = Path(os.environ.get("UNFOOL_STORE") or HERE / "data" / "store").expanduser()
     if not store.is_dir():
         raise Trouble(f"course.py: no trained networks in {store}: make run, then call again.")
     unfinished = shutil.ignore_patterns("locks", "building", "checkpoint*")
-    shutil.copytree(store, folder, ignore=unfinished, dirs_exist_ok=True)
+    # copyfile leaves rights behind: a store that only its owner could read becomes one for all.
+    copy = shutil.copyfile
+    shutil.copytree(store, folder, ignore=unfinished, copy_function=copy, dirs_exist_ok=True)
 
 
 def verb_doctor(_: list[str]) -> int:

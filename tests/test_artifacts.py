@@ -118,8 +118,22 @@ def test_the_key_says_what_it_is_and_depends_on_everything() -> None:
     assert len(artifact_key({"seed": 1})) == 16
 
 
+@pytest.mark.skipif(os.name == "nt", reason="rights of Unix")
+def test_what_is_stored_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "weights.safetensors", {"w": torch.zeros(1)}, {})
+        write_text(tmp_path / "manifest.json", "{}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_the_root_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(Store().root) == os.environ["UNFOOL_STORE"]
+    monkeypatch.setenv("UNFOOL_STORE", "~/store")
+    assert Store(shared=Path("~/shared")).shared == Path.home() / "shared"
+    assert default_root() == Path.home() / "store"
     monkeypatch.delenv("UNFOOL_STORE")
     assert default_root() == artifacts.REPO / "data" / "store"
 

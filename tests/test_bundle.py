@@ -64,8 +64,11 @@ def test_only_finished_networks_are_copied(tmp_path: Path, monkeypatch: pytest.M
         course.copy_store(tmp_path / "out")
     for name in ("classifier/key", "building/x", "locks"):
         (tmp_path / "store" / name).mkdir(parents=True)
+    (tmp_path / "store" / "classifier" / "key" / "weights").touch(mode=0o600)
     course.copy_store(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["classifier"]
+    if os.name != "nt":  # all may read it
+        assert (tmp_path / "out" / "classifier" / "key" / "weights").stat().st_mode & 0o044 == 0o044
 
 
 @pytest.mark.long

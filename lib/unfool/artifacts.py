@@ -39,7 +39,7 @@ SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
 def default_root() -> Path:
     """Folder of the store: `$UNFOOL_STORE`, else `data/store` of the checkout."""
-    return Path(os.environ.get("UNFOOL_STORE") or REPO / "data" / "store")
+    return Path(os.environ.get("UNFOOL_STORE") or REPO / "data" / "store").expanduser()
 
 
 class Store:
@@ -53,7 +53,7 @@ class Store:
     def __init__(self, root: Path | None = None, shared: Path | None = None) -> None:
         self.root = Path(root) if root else default_root()
         given = shared or os.environ.get("UNFOOL_SHARED_STORE")
-        self.shared = Path(given) if given else None
+        self.shared = Path(given).expanduser() if given else None
         self._verified: set[Path] = set()
 
     def get(
@@ -199,6 +199,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     temporary = _temporary(path)
     try:
         save_file(plain, temporary, metadata={"json": json.dumps(metadata)})
+        _open_to_readers(temporary)  # it has put a private file of its own in this place
         os.replace(temporary, path)
     except SafetensorError as error:  # its way of saying that the disk is full
         raise OSError(errno.ENOSPC, f"{path} could not be written: {error}") from error
@@ -244,10 +245,15 @@ def write_text(path: Path, text: str) -> None:
 def _temporary(path: Path) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
-    umask = os.umask(0)  # mkstemp makes a private file; give it the rights of an ordinary one
-    os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)
+    _open_to_readers(Path(name))  # mkstemp makes a private file
     return Path(name)
+
+
+def _open_to_readers(path: Path) -> None:
+    """Give the file the rights of an ordinary one: a store may be shared."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -270,26 +270,35 @@ TEXTS = (
     """# Capstone. Can you break this defence?
 
 `purifier.safetensors` is yours alone: a pix2pix purifier, trained on FGSM's images like all the
-others, with a seed that nobody knows. `classifier.safetensors` is the classifier behind it. You
-know everything, so this is the white box of lesson 11.""",
+others, but with a seed of its own. `classifier.safetensors` is the classifier behind it. You know
+everything, so this is the white box of lesson 11.
+
+`model` is both in one: images in, the purifier, the classifier, logits out. `x` and `y` are 40 test
+digits and their classes, to practise on.""",
     """## Your attack (20 points)
 
-`attack(model, x, y, eps)`: `model` the purifier and the classifier as one, giving logits; `x`
-(N, 1, 28, 28) in [0, 1]; `y` (N,) the true classes. Return images in [0, 1], at most eps from x at
-every pixel. An image beyond either counts as not fooled.
+Write `attack(model, x, y, eps)`, with `x` (N, 1, 28, 28) in [0, 1] and `y` (N,) the true classes.
+Return as many images in [0, 1], at most eps from x at every pixel: one beyond either counts as not
+fooled.
 
-It is run on other digits than these, at the same three eps. Full points are for fooling as often as
-PGD with 40 steps through the whole model does.""",
+It is graded on 40 other digits, turned and moved a little, at the same three eps. Full points are
+for fooling the model as often as PGD with 40 steps through the whole of it does. There each cell
+may take a minute, and your attack three in all; what it needs must be in this notebook.""",
+    """## What becomes of it
+
+Eight digits, attacked, and as the purifier hands them on to the classifier.""",
     """## In your own words
 
 Which attacks did you try, what did each reach, and why is the best one better? At most 150
 words.""",
+    "*Your answer here.*",
 )
 CELLS = (
     """from unfool.capstone import EPS, load, practice, success
 
 model = load()
-x, y = practice()""",
+x, y = practice()
+print(f"{(model(x).argmax(1) == y).sum()} of {len(y)} digits are read rightly")""",
     '''def attack(model, x, y, eps):
     """Return images within eps of x, in [0, 1], that the model misreads."""
     x_adv = x.clone()
@@ -298,14 +307,23 @@ x, y = practice()""",
     """for eps in EPS:
     share = success(model, x, attack(model, x, y, eps), y, eps)
     print(f"eps {eps}: {share:.0%} fooled")""",
+    """from unfool.figures import verdicts
+from unfool.lab import Lab
+
+attacked = attack(model, x[:8], y[:8], EPS[-1])
+rows = {"clean": x[:8], "attacked": attacked, "purified": model[0](attacked).detach()}
+read = {"clean": model(x[:8]).argmax(1), "purified": model(attacked).argmax(1)}
+caption = f"your attack at eps {EPS[-1]}; under each image, what the model reads."
+Lab().show(verdicts(rows, read, y[:8], "0123456789", caption=caption))""",
 )
 
 
 def notebook() -> Any:
     """What each student gets beside the weights."""
-    intro, task, question = TEXTS
+    intro, task, picture, question, answer = TEXTS
     cells = [new_markdown_cell(intro), new_code_cell(CELLS[0]), new_markdown_cell(task)]
-    cells += [new_code_cell(CELLS[1]), new_code_cell(CELLS[2]), new_markdown_cell(question)]
+    cells += [new_code_cell(CELLS[1]), new_code_cell(CELLS[2]), new_markdown_cell(picture)]
+    cells += [new_code_cell(CELLS[3]), new_markdown_cell(question), new_markdown_cell(answer)]
     for place, cell in enumerate(cells):
         cell.id = f"capstone-{place}"
     metadata = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE_INFO}

@@ -790,7 +790,7 @@ class Lab:
 def records_path() -> Path:
     """Return where records are appended: `$UNFOOL_RECORDS`, else `results/local/records.jsonl`."""
     own = os.environ.get("UNFOOL_RECORDS")
-    return Path(own) if own else REPO / "results" / "local" / "records.jsonl"
+    return Path(own).expanduser() if own else REPO / "results" / "local" / "records.jsonl"
 
 
 def commit_weights(lab: Lab, classifier: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_notebook
+from nbformat.v4 import new_code_cell, new_notebook
 
 from unfool.notebooks import UsageError, find, outputs, write_text
 from unfool.report import Formulas, notebook_style, title_of
@@ -45,18 +45,33 @@ def _slides(nb: NotebookNode, name: str) -> list[str]:
         exclude_anchor_links=True,
     )
     found = []
-    for cell in (c for c in nb.cells if TAG in c.metadata.get("tags", [])):
+    tagged = [c for c in nb.cells if TAG in c.metadata.get("tags", [])]
+    for cell in (part for c in tagged for part in _parts(c)):
         formulas = Formulas(name)
         if cell.cell_type == "markdown":
             cell.source = formulas.take_out(cell.source)
-        else:
-            cell.outputs = outputs(cell)
         body, _ = exporter.from_notebook_node(new_notebook(cells=[cell]))
         body = re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', formulas.put_back(body))
         found.append(body.replace("<pre>", '<pre tabindex="0">'))
     if not found:
         raise UsageError(f"{name} has no slides: tag cells with '{TAG}' in JupyterLab's inspector")
     return found
+
+
+def _parts(cell: NotebookNode) -> list[NotebookNode]:
+    """A cell for each picture, with what is printed below it: two don't fit on a slide."""
+    if cell.cell_type == "markdown":
+        return [cell]
+    groups: list[list[NotebookNode]] = [[]]
+    for output in outputs(cell):
+        if _picture(output) and any(map(_picture, groups[-1])):
+            groups.append([])
+        groups[-1].append(output)
+    return [new_code_cell(outputs=group) for group in groups]
+
+
+def _picture(output: NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})
 
 
 def _page(title: str, slides: Sequence[str]) -> str:
@@ -79,10 +94,11 @@ body { padding: 0; font-size: 1.35rem; }
 main { max-width: none; padding: 0; }
 section { min-height: 100vh; scroll-snap-align: start; position: relative; outline: none;
   display: flex; flex-direction: column; justify-content: center; padding: 3rem 1.5rem; }
-section > * { width: 100%; max-width: 62rem; margin: 0 auto; }
+section > *, section > .cell { width: 100%; max-width: 62rem; margin: 0 auto; }
 section img { display: block; max-width: 100%; width: 58rem; max-height: 78vh;
   object-fit: contain; margin: 0 auto; }
 h1 { font-size: 3.2rem; } h2 { font-size: 2.2rem; margin-top: 0; }
+section :is(pre, summary, table) { font-size: 1.15rem !important; }
 section .number { position: absolute; right: 1.5rem; bottom: 1rem; width: auto;
   font: .9rem var(--plain); color: var(--quiet); }
 @media print { section { min-height: 0; height: 100vh; break-after: page; } }
