@@ -76,6 +76,28 @@ def test_attacks_are_the_papers_or_ones_own() -> None:
     assert cw == paper_attacks("mnist5k")[3]
 
 
+def test_what_is_learned_from_may_differ_from_what_is_tested(tmp_path: Path) -> None:
+    tested = ["fgsm", {"deepfool": {"overshoot": 0.2}}]
+    row = with_row(attacks=tested, defense="pix2pix", settings={"lam": [1.0, 10.0], "images": 9},
+                   variants=[{}, {"statistics": "batch"}])  # fmt: skip
+    for learns, sets, names in (
+        (["paper"], 2 + 4, ["fgsm", "deepfool", "jsma", "carlini_wagner_l2"]),
+        (["each"], 2 + 2, ["fgsm"]),
+        ([], 2 + 2, ["fgsm", "deepfool"]),
+    ):
+        row["rows"][0]["learns"] = learns
+        jobs = grids.plan(written(tmp_path, row))
+        experiments = [j for j in jobs if j.kind == "experiment"]
+        assert [j.records for j in experiments] == [4, 4]  # 2 attacks × 2 variants
+        assert sum(j.kind == "adversarial" for j in jobs) == sets
+        assert not [j for j in jobs if j.kind == "defense"]
+        seen = grids.lessons("mnist5k", tested, learns, "fgsm")
+        assert [a.name for a in seen] == names
+        (deepfool,) = grids.lessons("mnist5k", tested, learns, "deepfool")[-1:]
+        if learns == ["each"]:  # with the paper's settings
+            assert deepfool == paper_attacks("mnist5k")[1]
+
+
 def test_another_notebook_has_its_own_parameters(tmp_path: Path) -> None:
     content = {"notebook": "11_attacker", "rows": [{"profile": "smoke", "seed": [0, 1]}]}
     jobs = grids.plan(written(tmp_path, content))
@@ -100,6 +122,12 @@ BAD = {
     "a defence's setting": (
         with_row(defense="bits", settings={"bit": 3}),
         r"unknown setting of bits 'bit' \(did you mean bits",
+    ),
+    "an unknown lesson": (with_row(learns=["fgms"]), r"unknown attack 'fgms' \(did you mean fgsm"),
+    "no variant": (with_row(variants=[]), r"variants must be a list of settings, such as \[{}"),
+    "a variant that needs training": (
+        with_row(defense="pix2pix", variants=[{"lam": 1}]),
+        "unknown variant 'lam': choose from after, statistics",
     ),
     "a setting of none": (with_row(settings={"x": 1}, defense="none"), "setting of none 'x'"),
     "a doubled row": ({**GOOD, "rows": GOOD["rows"] * 2}, "row 2 doubles anet-none.*take one"),
