@@ -10,7 +10,7 @@ import yaml
 
 from unfool import grids
 from unfool.attacks import paper_attacks
-from unfool.notebooks import UsageError
+from unfool.notebooks import REPO, UsageError
 
 GOOD: dict[str, Any] = {
     "common": {"profile": "smoke", "attacks": ["fgsm"]},
@@ -96,6 +96,31 @@ def test_what_is_learned_from_may_differ_from_what_is_tested(tmp_path: Path) -> 
         (deepfool,) = grids.lessons("mnist5k", tested, learns, "deepfool")[-1:]
         if learns == ["each"]:  # with the paper's settings
             assert deepfool == paper_attacks("mnist5k")[1]
+
+
+def job(name: str, seconds: float, *needs: str, gpus: int = 0) -> grids.Job:
+    return grids.Job(name, "experiment", "", {}, needs, seconds=seconds, gpus=gpus)
+
+
+def test_expected_time_follows_the_job_graph() -> None:
+    fork = [job("a", 5), job("b", 3, "a"), job("c", 4, "a"), job("d", 2, "b", "c")]
+    assert grids.makespan(fork, 1) == 14  # the sum
+    assert grids.makespan(fork, 2) == 11  # a, c, d: the longest chain
+    assert grids.makespan(fork, 9) == 11
+    assert grids.makespan(fork[1:], 2) == 6  # a is done
+    assert grids.makespan([job(str(k), 1) for k in range(7)], 2) == 4
+    mixed = [job("a", 5, gpus=1), job("b", 5, gpus=1), job("c", 5)]
+    assert grids.makespan(mixed, 2, gpus=1) == 10
+    assert grids.makespan(mixed, 2, gpus=2) == 5
+    assert grids.makespan([], 2) == 0
+
+
+def test_readme_tells_the_hours_of_the_whole_paper() -> None:
+    from benchmarks.hours import table
+
+    readme = (REPO / "workflow" / "README.md").read_text("utf-8")
+    assert table() in readme, "run benchmarks/hours.py and put its table there"
+    assert table() not in readme.replace("| 2, 4, 6: digits, `desk` |", "| digits |")  # the control
 
 
 def test_another_notebook_has_its_own_parameters(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unfool.grids import KINDS, Job, dump, grid_path, load, plan
+from unfool.grids import KINDS, Job, dump, grid_path, load, makespan, plan
 from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError, write_text
 
 WORKFLOW = REPO / "workflow"
@@ -264,10 +264,8 @@ def forecast(jobs: Sequence[Job], out: Path, cores: int) -> str:
             f"{kind:<12} {sum(j.kind == kind for j in jobs):>6} {len(some):>6} {hours:>8.2f}"
         )
     lines.append(f"{'all':<12} {len(jobs):>6} {len(todo):>6} {total:>8.2f} one after another")
-    threads = max((job.threads for job in jobs), default=1)
-    lines.append(
-        f"expected: {total * threads / cores:.2f} hours on {cores} cores (on GPUs: so many)"
-    )
+    gpu = " and one GPU" if any(job.gpus for job in todo) else ""
+    lines.append(f"expected: {makespan(todo, cores) / 3600:.2f} hours on {cores} cores{gpu}")
     return "\n".join(lines)
 
 

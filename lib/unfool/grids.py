@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from heapq import heappop, heappush
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -465,6 +466,34 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     epochs = own["settings"].get("epochs", purifier.epochs)
     width = own["settings"].get("width", purifier.width) / 16
     return float(costs["defense"][own["defense"]]) * pairs * epochs * width**1.5
+
+
+def makespan(jobs: Sequence[Job], cores: int, gpus: int = 1) -> float:
+    """Return the expected seconds of a plan: a job begins when what it needs is done, and has room.
+
+    Args:
+        jobs: a plan; what a job needs and is not among them counts as done.
+        cores: on which jobs without a GPU run, as many at once as their threads leave room for.
+        gpus: on which the others run, one on each.
+    """
+    names = {job.name for job in jobs}
+    waiting = {job.name: set(job.needs) & names for job in jobs}
+    threads = max((job.threads for job in jobs), default=1)
+    free = {False: [0.0] * max(1, cores // threads), True: [0.0] * gpus}
+    ready = [(0.0, k, job) for k, job in enumerate(jobs) if not waiting[job.name]]
+    last, count = 0.0, len(jobs)
+    while ready:
+        since, _, job = heappop(ready)
+        room = free[job.gpus > 0]
+        end = max(since, heappop(room)) + job.seconds
+        heappush(room, end)
+        last = max(last, end)
+        for other in jobs:
+            if job.name in waiting[other.name]:
+                waiting[other.name].remove(job.name)
+                if not waiting[other.name]:
+                    heappush(ready, (end, count := count + 1, other))
+    return last
 
 
 # ------------------------------------------------------------------------------- plans as files
