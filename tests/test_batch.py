@@ -146,6 +146,31 @@ def test_a_master_that_is_asked_to_stop_ends_its_jobs(
     assert problems(out) == []
 
 
+def test_a_signal_is_heard_whatever_handler_is_put_in_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Snakemake puts one; on Slurm the queue's jobs are cancelled. Other signals are no stop."""
+    ended: list[str] = []
+    monkeypatch.setattr(batch, "_cancel", lambda prefix, say: ended.append(prefix))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        with batch._stoppable(lambda: batch._end_jobs(tmp_path, "slurm", print)) as heard:
+            for number in before:
+                signal.signal(number, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+            assert heard == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        assert heard == [signal.SIGTERM]
+        assert ended == [batch._prefix(tmp_path)]
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert signal.set_wakeup_fd(-1) == -1  # none is left behind
+
+
 def held_locks(out: Path) -> list[str]:
     """Which locks are still held."""
     from filelock import FileLock, Timeout
