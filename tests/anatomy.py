@@ -33,7 +33,7 @@ weigh write
 """
 VERBS = set(GOALS_START_WITH.split())
 MAX_PARAMETERS, MAX_LINES, MEDIAN_LINES, MAX_CELLS = 8, 20, 6, 32
-MAX_OF_UNIT = 10  # parameters of the batch's unit, which has no acts
+MAX_OF_UNIT = 12  # parameters of the batch's unit, which has no acts
 MAX_WORDS, MAX_IDEA_WORDS, MAX_BYTES = 1300, 120, 1_000_000
 CLOSING = ("## Try it", "## Exercises", "## Quiz", "## Summary", "## Further reading")
 NETWORK = {"urllib", "requests", "http", "socket", "ftplib", "aiohttp", "httpx"}

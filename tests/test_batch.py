@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,112 @@ def test_kill_9_and_resume(
     for doctored in (lines[1:], [*lines, lines[0]]):
         (out / "records.jsonl").write_text("".join(doctored))
         assert len(problems(out)) == 1
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
+def test_a_master_that_is_asked_to_stop_ends_its_jobs(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The signal goes to the master alone, as `kill` or a scheduler sends it."""
+    import psutil  # type: ignore[import-untyped]
+
+    grid, out = tmp_path / "one.yaml", tmp_path / "out"
+    grid.write_text("rows: [{profile: smoke, defense: none}]\n")  # three jobs
+    master = start(grid, out, "--cores", "2")
+    until(lambda: bool(history(out, "begun")), master)
+    jobs = psutil.Process(master.pid).children(recursive=True)
+    assert jobs
+    master.send_signal(number)
+    assert master.wait(30) == batch.STOPPED, (out / "said.txt").read_text()
+    _, alive = psutil.wait_procs(jobs, timeout=5)
+    assert alive == []
+    said = (out / "said.txt").read_text()
+    assert re.search(r"stopped: \d of 3 jobs done\ngo on with: make batch-resume\n$", said)
+    assert "FAILED" not in said
+    assert not held_locks(out)
+    assert start(grid, out, "--resume").wait(LIMIT) == 0
+    assert problems(out) == []
+
+
+def test_a_signal_is_heard_whatever_handler_is_put_in_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As Snakemake puts one; on Slurm the queue's jobs are cancelled. Other signals are no stop."""
+    ended: list[str] = []
+    monkeypatch.setattr(batch, "_cancel", lambda prefix, say: ended.append(prefix))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        with batch._stoppable(lambda: batch._end_jobs(tmp_path, "slurm", print)) as heard:
+            for number in before:
+                signal.signal(number, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+            assert heard == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        assert heard == [signal.SIGTERM]
+        assert ended == [batch._prefix(tmp_path)]
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert signal.set_wakeup_fd(-1) == -1  # none is left behind
+
+
+def held_locks(out: Path) -> list[str]:
+    """Which locks are still held."""
+    from filelock import FileLock, Timeout
+
+    held = []
+    for path in (out / ".lock", *(out / "locks").iterdir()):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            held.append(path.name)
+    return held
+
+
+def test_the_control_a_held_lock_is_seen(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "locks").mkdir()
+    with FileLock(tmp_path / "locks" / "one.lock"):
+        assert held_locks(tmp_path) == ["one.lock"]
+    assert held_locks(tmp_path) == []
+
+
+HUNGRY = """
+import sys, time
+from unfool.batch import _watch_memory
+import subprocess, threading
+threading.Thread(target=_watch_memory, args=("hungry", int(sys.argv[1])), daemon=True).start()
+subprocess.run([sys.executable, "-c", "x = bytearray(400_000_000); import time; time.sleep(2)"])
+"""
+
+
+def test_a_job_may_not_hold_more_memory_than_it_asked_for() -> None:
+    """Its children count."""
+    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    for limit, status in ((200, 1), (2000, 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", HUNGRY, str(limit)], capture_output=True, text=True, env=env,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        said = r"MemoryError: hungry held \d+ MB and may hold 200: raise `resources: \{mem_mb: 400"
+        assert bool(re.search(said, done.stderr)) is (limit == 200)
+
+
+def test_a_job_over_its_memory_fails_and_says_so(tmp_path: Path) -> None:
+    path, out = tmp_path / "big.yaml", tmp_path / "out"
+    row = {"profile": "smoke", "defense": "none"}
+    path.write_text(json.dumps({"rows": [row], "resources": {"mem_mb": 120}}))  # torch needs more
+    assert start(path, out, "--cores", "1").wait(LIMIT) == 1
+    (failed,) = [li for li in (out / "said.txt").read_text().splitlines() if "FAILED a" in li]
+    assert "MB and may hold 120: raise `resources: {mem_mb: 240}` in the grid" in failed
 
 
 def test_a_job_that_fails_is_named_with_its_cause(tmp_path: Path) -> None:

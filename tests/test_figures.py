@@ -118,6 +118,14 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "footprints": lambda: figures.footprints(
         {"one layer": torch.nn.functional.pad(torch.ones(4, 4), [2] * 4)}, 3, caption="seen",
     ),
+    "specifications": lambda: figures.specifications(
+        {"FGSM": [({"a": "1"}, 0.5), ({"a": "2"}, 0.75)], "JSMA": [({"b": "1"}, 0.25)]},
+        {"FGSM": 0.6, "JSMA": 0.3}, caption="three readings",
+    ),
+    "scaling": lambda: figures.scaling(
+        {"images": {"line": [(1, 2.0), (10, 20.0)], "square": [(1, 1.0), (10, 100.0)]}},
+        ylabel="seconds", caption="what more costs",
+    ),
 }  # fmt: skip
 
 WORDS = {
@@ -143,6 +151,11 @@ WORDS = {
     "field": ["start: D from 0.20 to 0.75, 2 points real, 3 made"],
     "field, points": ["one: 32 points clean, 3 moved; two: 32 points clean, 2 moved"],
     "footprints": ["one layer: 4 × 4 pixels seen; image 3 × 3"],
+    "specifications": [
+        "FGSM: 2 readings from 50.0% to 75.0%, printed 60.00%",
+        "JSMA: 1 readings from 25.0%",
+    ],
+    "scaling": ["seconds", "images, line: 1.00; images, square: 2.00"],
     "comparison": ["clean, FGSM, JSMA", "pure: 60.0%, 75.0%, 25.0%", "paper: none, none, 98.2%"],
     "framework": ["1×28×28", "12×12 logits"],
     "unet": ["1×32×32 → 4×16×16 → 8×8×8"],

@@ -10,7 +10,7 @@ import yaml
 
 from unfool import grids
 from unfool.attacks import paper_attacks
-from unfool.notebooks import UsageError
+from unfool.notebooks import REPO, UsageError
 
 GOOD: dict[str, Any] = {
     "common": {"profile": "smoke", "attacks": ["fgsm"]},
@@ -76,6 +76,53 @@ def test_attacks_are_the_papers_or_ones_own() -> None:
     assert cw == paper_attacks("mnist5k")[3]
 
 
+def test_what_is_learned_from_may_differ_from_what_is_tested(tmp_path: Path) -> None:
+    tested = ["fgsm", {"deepfool": {"overshoot": 0.2}}]
+    row = with_row(attacks=tested, defense="pix2pix", settings={"lam": [1.0, 10.0], "images": 9},
+                   variants=[{}, {"statistics": "batch"}])  # fmt: skip
+    for learns, sets, names in (
+        (["paper"], 2 + 4, ["fgsm", "deepfool", "jsma", "carlini_wagner_l2"]),
+        (["each"], 2 + 2, ["fgsm"]),
+        ([], 2 + 2, ["fgsm", "deepfool"]),
+    ):
+        row["rows"][0]["learns"] = learns
+        jobs = grids.plan(written(tmp_path, row))
+        experiments = [j for j in jobs if j.kind == "experiment"]
+        assert [j.records for j in experiments] == [4, 4]  # 2 attacks × 2 variants
+        assert sum(j.kind == "adversarial" for j in jobs) == sets
+        assert not [j for j in jobs if j.kind == "defense"]
+        seen = grids.lessons("mnist5k", tested, learns, "fgsm")
+        assert [a.name for a in seen] == names
+        (deepfool,) = grids.lessons("mnist5k", tested, learns, "deepfool")[-1:]
+        if learns == ["each"]:  # with the paper's settings
+            assert deepfool == paper_attacks("mnist5k")[1]
+
+
+def job(name: str, seconds: float, *needs: str, gpus: int = 0) -> grids.Job:
+    return grids.Job(name, "experiment", "", {}, needs, seconds=seconds, gpus=gpus)
+
+
+def test_expected_time_follows_the_job_graph() -> None:
+    fork = [job("a", 5), job("b", 3, "a"), job("c", 4, "a"), job("d", 2, "b", "c")]
+    assert grids.makespan(fork, 1) == 14  # the sum
+    assert grids.makespan(fork, 2) == 11  # a, c, d: the longest chain
+    assert grids.makespan(fork, 9) == 11
+    assert grids.makespan(fork[1:], 2) == 6  # a is done
+    assert grids.makespan([job(str(k), 1) for k in range(7)], 2) == 4
+    mixed = [job("a", 5, gpus=1), job("b", 5, gpus=1), job("c", 5)]
+    assert grids.makespan(mixed, 2, gpus=1) == 10
+    assert grids.makespan(mixed, 2, gpus=2) == 5
+    assert grids.makespan([], 2) == 0
+
+
+def test_readme_tells_the_hours_of_the_whole_paper() -> None:
+    from benchmarks.hours import table
+
+    readme = (REPO / "workflow" / "README.md").read_text("utf-8")
+    assert table() in readme, "run benchmarks/hours.py and put its table there"
+    assert table() not in readme.replace("| 2, 4, 6: digits, `desk` |", "| digits |")  # the control
+
+
 def test_another_notebook_has_its_own_parameters(tmp_path: Path) -> None:
     content = {"notebook": "11_attacker", "rows": [{"profile": "smoke", "seed": [0, 1]}]}
     jobs = grids.plan(written(tmp_path, content))
@@ -100,6 +147,12 @@ BAD = {
     "a defence's setting": (
         with_row(defense="bits", settings={"bit": 3}),
         r"unknown setting of bits 'bit' \(did you mean bits",
+    ),
+    "an unknown lesson": (with_row(learns=["fgms"]), r"unknown attack 'fgms' \(did you mean fgsm"),
+    "no variant": (with_row(variants=[]), r"variants must be a list of settings, such as \[{}"),
+    "a variant that needs training": (
+        with_row(defense="pix2pix", variants=[{"lam": 1}]),
+        "unknown variant 'lam': choose from after, statistics",
     ),
     "a setting of none": (with_row(settings={"x": 1}, defense="none"), "setting of none 'x'"),
     "a doubled row": ({**GOOD, "rows": GOOD["rows"] * 2}, "row 2 doubles anet-none.*take one"),

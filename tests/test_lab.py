@@ -137,6 +137,47 @@ def test_a_purifier_as_it_was_after_an_epoch(cold: Built) -> None:
     assert "after" not in lab.evaluate(cold.pure, cold.adversarial).defense_settings
 
 
+def test_statistics_of_the_batch_make_an_answer_depend_on_its_neighbours(cold: Built) -> None:
+    lab, x = cold.lab, cold.adversarial.x_adv
+    batch = lab.defense("pix2pix", statistics="batch")
+    assert isinstance(batch, nn.Module)
+    with torch.no_grad():
+        for net, alike in ((cold.pure, True), (batch, False)):
+            assert torch.allclose(net(x)[:4], net(x[:4]), atol=1e-4) is alike
+    assert len(list(lab.store.root.glob("purifier/pix2pix-anet*"))) == 1  # nothing was trained
+    assert cold.pure.state_dict().keys() > batch.state_dict().keys()  # and nothing lost
+    assert lab.evaluate(batch, cold.adversarial).defense_settings["statistics"] == "batch"
+    assert "statistics" not in lab.evaluate(cold.pure, cold.adversarial).defense_settings
+    with pytest.raises(ValueError, match="statistics must be one of running, batch, not 'both'"):
+        lab.defense("pix2pix", statistics="both")
+
+
+def test_a_purifier_learns_from_so_many_images_of_each_attack(cold: Built) -> None:
+    lab, fgsm = cold.lab, paper_attacks("mnist5k")[:1]
+    few = lab.defense("pix2pix", attacks=fgsm, images=16)
+    assert isinstance(few, nn.Module)
+    x, y = (part[:16] for part in lab.pairs(fgsm))
+    made, _ = pix2pix.train(x, y, lab.profile.purifier)
+    assert same(few.state_dict(), made.state_dict())
+    assert lab.evaluate(few, cold.adversarial).defense_settings["images"] == 16
+    whole = lab.defense("pix2pix", attacks=fgsm, images=10_000)  # more than there are
+    assert isinstance(whole, nn.Module)
+    assert not same(whole.state_dict(), few.state_dict())
+    with pytest.raises(ValueError, match="images must be >= 1, not 0"):
+        lab.defense("pix2pix", images=0)
+
+
+def test_the_papers_last_layer_has_a_name(cold: Built) -> None:
+    net = cold.lab.classifier("anet+relu")
+    assert net is cold.lab.classifier("anet", relu_logits=True)
+    assert net is not cold.net
+    images = cold.adversarial.x
+    with torch.no_grad():
+        assert float(net(images).min()) == 0 > float(cold.net(images).min())
+    made = cold.lab.adversarial_set("fgsm", classifier="anet+relu")
+    assert cold.lab.evaluate(None, made, classifier="anet+relu").classifier == "anet+relu"
+
+
 def test_committed_records_are_found_by_name(cold: Built) -> None:
     records = cold.lab.committed_records("washers")
     assert {r.defense for r in records} >= {"threshold", "denoiser"}

@@ -19,20 +19,24 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unfool.grids import KINDS, Job, dump, grid_path, load, plan
+from unfool.grids import KINDS, Job, dump, grid_path, load, makespan, plan
 from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError, write_text
 
 WORKFLOW = REPO / "workflow"
 OUT = REPO / "build" / "batch"
 WAIT_FOR_SLURM = 60.0  # seconds that cancelled jobs get to end
+POLL = 0.25  # seconds between two looks at a job's memory
+STOPPED = 130  # exit status, as a shell has it after Ctrl-C
 Say = Callable[[str], None]
 
 
@@ -48,6 +52,8 @@ def one(name: str, folder: Path) -> None:
     from filelock import FileLock
 
     job = load(folder / "plan.json")[name]
+    if job.mem_mb:
+        threading.Thread(target=_watch_memory, args=(name, job.mem_mb), daemon=True).start()
     (folder / "locks").mkdir(exist_ok=True)
     with FileLock(folder / "locks" / f"{name}.lock"):
         if not result_of(job, folder).exists():
@@ -55,6 +61,38 @@ def one(name: str, folder: Path) -> None:
             _experiment(job, folder) if job.kind == "experiment" else _build(job, folder)
             _note(folder, name, "ended")
     write_text(folder / "done" / job.kind / name, "")
+
+
+def _watch_memory(name: str, limit: int) -> None:
+    """End this process, and the kernel that it started, when they hold more MB than they may.
+
+    What is resident counts: a limit of the system's would count what torch maps and never touches.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    from unfool.grading.warden import resident
+
+    me = psutil.Process()
+    while True:
+        tree = [me, *me.children(recursive=True)]
+        megabytes = sum(map(resident, tree)) / 1e6
+        if megabytes > limit:
+            print(
+                f"MemoryError: {name} held {megabytes:.0f} MB and may hold {limit}: raise "
+                f"`resources: {{mem_mb: {2 * limit}}}` in the grid",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            _kill(tree[1:])
+            os._exit(1)
+        time.sleep(POLL)
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def result_of(job: Job, folder: Path) -> Path:
@@ -149,6 +187,8 @@ def run(
 ) -> int:
     """Run a grid, or what of it is not done yet; return 0 if all of it is done in the end.
 
+    SIGINT (Ctrl-C) and SIGTERM end its jobs at once, and then 130 is returned.
+
     Args:
         grid: a name in `workflow/grids/`, or a path.
         profile: a folder of `workflow/profiles/`: "local" or "slurm".
@@ -186,8 +226,9 @@ def run(
             if profile == "slurm":
                 _cancel(_prefix(out), say)
             say(f"{name}: {len(jobs)} jobs, {len(left(jobs, out))} to do, in {out}")
-            _snakemake(out, profile, cores, partition)
-            return _conclude(jobs, out, say)
+            with _stoppable(lambda: _end_jobs(out, profile, say)) as heard:
+                _snakemake(out, profile, cores, partition)
+            return _stopped(jobs, out, say) if heard else _conclude(jobs, out, say)
     except Timeout:
         raise UsageError(f"another batch is at work in {out}: wait for it, or end it") from None
 
@@ -223,10 +264,8 @@ def forecast(jobs: Sequence[Job], out: Path, cores: int) -> str:
             f"{kind:<12} {sum(j.kind == kind for j in jobs):>6} {len(some):>6} {hours:>8.2f}"
         )
     lines.append(f"{'all':<12} {len(jobs):>6} {len(todo):>6} {total:>8.2f} one after another")
-    threads = max((job.threads for job in jobs), default=1)
-    lines.append(
-        f"expected: {total * threads / cores:.2f} hours on {cores} cores (on GPUs: so many)"
-    )
+    gpu = " and one GPU" if any(job.gpus for job in todo) else ""
+    lines.append(f"expected: {makespan(todo, cores) / 3600:.2f} hours on {cores} cores{gpu}")
     return "\n".join(lines)
 
 
@@ -255,6 +294,53 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
         command += ["--cores", str(cores)]
     with suppress(SystemExit):  # it ends so in any case
         snakemake.cli.main(command)
+
+
+@contextmanager
+def _stoppable(end: Callable[[], None]) -> Iterator[list[int]]:
+    """Call `end` when a signal asks this process to stop; yields the signals that were heard.
+
+    Snakemake puts a handler of its own in place of ours, which waits for the jobs that run, for
+    hours perhaps. So a thread listens: Python writes each signal's number into a pipe.
+    """
+    heard: list[int] = []
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+
+    def listen() -> None:
+        while number := os.read(ear, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                heard.append(number[0])
+                end()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    before, handler = signal.set_wakeup_fd(mouth), signal.getsignal(signal.SIGTERM)
+    try:
+        yield heard
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(mouth)
+        thread.join()
+        os.close(ear)
+
+
+def _end_jobs(out: Path, profile: str, say: Say) -> None:
+    """End what runs, here or on Slurm: at any moment nothing half done counts."""
+    import psutil
+
+    if profile == "slurm":
+        _cancel(_prefix(out), say)
+    else:
+        _kill(psutil.Process().children(recursive=True))
+
+
+def _stopped(jobs: Sequence[Job], out: Path, say: Say) -> int:
+    _joined(jobs, out)
+    say(f"stopped: {len(jobs) - len(left(jobs, out))} of {len(jobs)} jobs done")
+    say("go on with: make batch-resume")
+    return STOPPED
 
 
 def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:

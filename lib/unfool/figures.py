@@ -920,3 +920,108 @@ def footprints(planes: Mapping[str, Tensor], side: int, *, caption: str) -> Figu
         axis.set_title(title)
         _framed(axis)
     return figure
+
+
+@_styled
+def specifications(
+    panels: Mapping[str, Sequence[tuple[Mapping[str, str], float]]],
+    printed: Mapping[str, float],
+    *,
+    caption: str,
+) -> Figure:
+    """Draw a specification curve per panel: all readings, sorted, over the choices they make.
+
+    Args:
+        panels: title -> readings, each its choices by name and the share in [0, 1] that they give.
+        printed: title -> the published share, drawn across.
+        caption: see `Figure`.
+    """
+    alt = "; ".join(
+        f"{title}: {len(readings)} readings from {min(s for _, s in readings):.1%} to "
+        f"{max(s for _, s in readings):.1%}, printed {printed[title]:.2%}"
+        for title, readings in panels.items()
+    )
+    levels = dict.fromkeys(
+        (name, value) for one in panels.values() for chosen, _ in one for name, value in
+        chosen.items()
+    )  # fmt: skip
+    rows = sorted(levels, key=lambda level: [name for name, _ in levels].index(level[0]))
+    figure = _new(2.35 * len(panels) + 1.6, 3.2 + 0.15 * len(rows), alt, caption)
+    ratios = [3, 0.15 * len(rows)]
+    axes = figure.subplots(
+        2, len(panels), sharex="col", sharey="row", squeeze=False,
+        gridspec_kw={"height_ratios": ratios},
+    )  # fmt: skip
+    for k, (title, readings) in enumerate(panels.items()):
+        curve, choices = axes[:, k]
+        ordered = sorted(readings, key=lambda reading: reading[1])
+        curve.plot([100 * share for _, share in ordered], ".", color=SERIES[0], ms=2.5)
+        curve.axhline(100 * printed[title], color=WRONG, ls="--", lw=1.4)
+        curve.annotate(
+            f"paper {100 * printed[title]:.2f}", (0.02, 100 * printed[title]), color=WRONG,
+            xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+            fontsize=8.5,
+        )  # fmt: skip
+        curve.set_title(title, loc="left")
+        curve.grid(axis="y", color=GRID)
+        for y, (name, value) in enumerate(rows):
+            taken = [x for x, (chosen, _) in enumerate(ordered) if chosen.get(name) == value]
+            choices.plot(taken, [y] * len(taken), "|", color=INK, ms=5, mew=0.45)
+        choices.tick_params(axis="both", length=0, labelsize=7.5, labelcolor=INK)
+        choices.set_xlabel("readings, sorted")
+        choices.set_xticks([])
+        for side in ("left", "bottom"):
+            choices.spines[side].set_visible(False)
+    axes[0, 0].set_ylabel("% read rightly")
+    axes[0, 0].set_ylim(top=103)
+    axes[1, 0].set_yticks(range(len(rows)), [f"{name}: {value}" for name, value in rows])
+    axes[1, 0].set_ylim(len(rows) - 0.4, -0.6)
+    return figure
+
+
+@_styled
+def scaling(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    *,
+    ylabel: str,
+    caption: str,
+) -> Figure:
+    """Draw how costs grow, both axes logarithmic, with the slope of each curve.
+
+    Args:
+        panels: label of an x axis -> curves by name, each of (size > 0, cost > 0).
+        ylabel: what the cost is in.
+        caption: see `Figure`.
+    """
+    slopes = {
+        (label, name): _slope(curve)
+        for label, curves in panels.items()
+        for name, curve in curves.items()
+    }
+    alt = f"{ylabel}, slope on logarithmic axes. " + "; ".join(
+        f"{label}, {name}: {slope:.2f}" for (label, name), slope in slopes.items()
+    )
+    figure = _new(3.9 * len(panels), 3.5, alt, caption)
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
+        for k, (name, curve) in enumerate(curves.items()):
+            axis.plot(
+                *np.asarray(curve, dtype=float).T, color=SERIES[k % len(SERIES)],
+                ls=DASHES[k % len(DASHES)], marker=MARKERS[k % len(MARKERS)], ms=5, lw=1.6,
+                label=f"{name}: slope {slopes[label, name]:.2f}",
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
+        axis.xaxis.set_minor_formatter(lambda size, _: "")
+        axis.set_xticks(sorted({size for curve in curves.values() for size, _ in curve}))
+        axis.yaxis.set_major_formatter(lambda cost, _: f"{cost:g}")
+        axis.grid(color=GRID)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def _slope(curve: Sequence[tuple[float, float]]) -> float:
+    """The exponent of the power law through the points, by least squares."""
+    size, cost = np.log(np.asarray(curve, dtype=float)).T
+    return float(np.polyfit(size, cost, 1)[0])

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from heapq import heappop, heappush
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ KEYS = ("notebook", "resources", "common", "rows")
 RESOURCES = {"threads": 1, "mem_mb": 0, "minutes": 0}  # 0: what the profile needs
 MEMORY_MB = {"smoke": 1500, "classroom": 3000, "desk": 6000, "paper": 16000}
 LEARN_FROM_ATTACKS = ("pix2pix", "ape_gan", "finetuned")
+ONE_VALUE = ("attacks", "learns", "variants")  # lists, but no axes
+UNTRAINED = ("after", "statistics")  # settings of pix2pix that take no training of their own
 COSTS = Path(__file__).with_name("costs.yaml")
 
 
@@ -83,6 +86,21 @@ def attack_list(dataset: str, wanted: Sequence[Any]) -> list[AttackSettings]:
     if list(wanted) == ["paper"]:
         return list(paper_attacks(dataset))
     return [_attack(dataset, one) for one in wanted]
+
+
+def lessons(
+    dataset: str, attacks: Sequence[Any], learns: Sequence[Any], tested: str
+) -> list[AttackSettings]:
+    """Return the attacks that a defence learns from which is tested under the attack `tested`.
+
+    Args:
+        dataset: see `attack_list`.
+        attacks: those that are measured; where `learns` is empty, it learns from them.
+        learns: its own list of attacks; ["each"] is a defence for each attack, which learns from
+            that one with the paper's settings.
+        tested: the name of the attack.
+    """
+    return attack_list(dataset, _seen({"attacks": attacks, "learns": list(learns)}, tested))
 
 
 def _attack(dataset: str, wanted: Any) -> AttackSettings:
@@ -171,16 +189,17 @@ def _resources(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _expanded(row: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]:
-    """All combinations of a row's axes; the list of attacks is one value, and no axis."""
+    """All combinations of a row's axes; a list of `ONE_VALUE` is one value, and no axis."""
     settings = row.get("settings") or {}
     if not isinstance(settings, Mapping):
         raise UsageError(f"row {number}: settings must be names: values, not {settings!r}")
-    axes = {key: _values(value) for key, value in row.items() if key not in ("attacks", "settings")}
+    no_axes = (*ONE_VALUE, "settings")
+    axes = {key: _values(value) for key, value in row.items() if key not in no_axes}
     inner = {key: _values(value) for key, value in settings.items()}
     for key, values in [*axes.items(), *inner.items()]:
         if not values:
             raise UsageError(f"row {number}: the axis {key} is empty: give it a value, or drop it")
-    fixed = {"attacks": row["attacks"]} if "attacks" in row else {}
+    fixed = {key: row[key] for key in ONE_VALUE if key in row}
     for outer in product(*axes.values()):
         for chosen in product(*inner.values()):
             own = {"settings": dict(zip(inner, chosen, strict=True))} if inner else {}
@@ -217,7 +236,7 @@ def _experiment(notebook: Path, given: Mapping[str, Any], known: Mapping[str, An
         return Job(name, "experiment", notebook.stem, own, records=-1, seconds=_costs()["lesson"])
     _check(own)
     slug = f"{own['classifier']}-{own['defense']}-{own['dataset']}-s{own['seed']}"
-    count = len(attack_list(own["dataset"], own["attacks"]))
+    count = len(attack_list(own["dataset"], own["attacks"])) * len(own["variants"])
     return Job(_name(slug, own), "experiment", notebook.stem, own, records=count)
 
 
@@ -233,14 +252,28 @@ def _check(own: Mapping[str, Any]) -> None:
         _known("data set", own["dataset"], NAMES)
     for key in ("classifier", "made_on", "trained_for"):
         if own[key] or key == "classifier":
-            _known(key, own[key], [*CLASSIFIERS, *committed_weights()])
+            plain = str(own[key]).removesuffix("+relu")  # the paper's last layer
+            _known(key, plain, [*CLASSIFIERS, *committed_weights()])
     _known("defence", own["defense"], DEFENSES)
     _known("profile", own["profile"], PROFILES)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", own["device"]):
         raise UsageError(f"unknown device '{own['device']}': choose auto, cpu, cuda or cuda:N")
     for key in own["settings"]:
         _known(f"setting of {own['defense']}", key, settings_of(own["defense"]))
-    attack_list(own["dataset"], own["attacks"])
+    _check_variants(own["variants"], settings_of(own["defense"]))
+    for tested in attack_list(own["dataset"], own["attacks"]):
+        lessons(own["dataset"], own["attacks"], own["learns"], tested.name)
+
+
+def _check_variants(variants: Any, settings: Sequence[str]) -> None:
+    if not variants or not all(isinstance(one, Mapping) for one in variants):
+        raise UsageError(
+            f"variants must be a list of settings, such as [{{}}, {{statistics: batch}}], not "
+            f"{variants!r}"
+        )
+    for one in variants:
+        for key in one:
+            _known("variant", key, [name for name in settings if name in UNTRAINED])
 
 
 def settings_of(defense: str) -> list[str]:
@@ -268,7 +301,8 @@ def settings_of(defense: str) -> list[str]:
         "defense_gan": defense_gan, "pix2pix": pix2pix,
     }  # fmt: skip
     names = [f.name for f in fields(trained.get(defense, adversarial_training).Settings)]
-    return [*names, "after"] if defense == "pix2pix" else [n for n in names if n != "kind"]
+    own = ("images", *UNTRAINED) if defense == "pix2pix" else ()
+    return [*own, *(name for name in names if name != "kind")]
 
 
 def _name(slug: str, parameters: Mapping[str, Any]) -> str:
@@ -288,20 +322,18 @@ def _with_shared(experiments: list[Job]) -> dict[str, Job]:
         own = job.parameters
         first = [_classifier(own, own["classifier"]), *_sets(own, own["made_on"], "test")]
         defense = _defense(own)
-        lessons = (
-            _sets(own, own["trained_for"], "train") if own["defense"] in LEARN_FROM_ATTACKS else []
-        )
+        taught = _taught(own) if own["defense"] in LEARN_FROM_ATTACKS else []
         if own["defense"] in ("none", *WASHERS):
             last: list[Job] = []
-        elif wanted[defense.name] > 1:
-            last = [replace(defense, needs=_names([*_upstream(defense), *lessons]))]
+        elif wanted[defense.name] > 1 and own["learns"] != ["each"]:
+            last = [replace(defense, needs=_names([*_upstream(defense), *taught]))]
         else:
             last = []
         # What must be there for `defense` is kept by the experiment where that is not shared.
-        for one in (*first, *lessons, *last):
+        for one in (*first, *taught, *last):
             for part in (*_upstream(one), one):
                 shared.setdefault(part.name, part)
-        needs = _names([*first, *(last or lessons)])
+        needs = _names([*first, *(last or taught)])
         done[job.name] = replace(job, needs=needs, seconds=_seconds(job, alone=not last))
     shared = {name: job for name, job in shared.items() if not _ships(job)}
     ordered = {j.name: j for kind in KINDS for j in shared.values() if j.kind == kind} | done
@@ -341,6 +373,20 @@ def _classifier(own: Mapping[str, Any], name: str) -> Job:
     return _built("classifier", name, own, classifier=name)
 
 
+def _taught(own: Mapping[str, Any]) -> list[Job]:
+    """The attacked sets that an experiment's defence, or one of its defences, learns from."""
+    tested = [a.name for a in attack_list(own["dataset"], own["attacks"])]
+    parts = [
+        _sets({**own, "attacks": _seen(own, name)}, own["trained_for"], "train") for name in tested
+    ]
+    return list({job.name: job for part in parts for job in part}.values())
+
+
+def _seen(own: Mapping[str, Any], tested: str) -> list[Any]:
+    """The attacks that a defence learns from, as a grid names them; see `lessons`."""
+    return [tested] if own["learns"] == ["each"] else own["learns"] or own["attacks"]
+
+
 def _sets(own: Mapping[str, Any], classifier: str, split: str) -> list[Job]:
     name = classifier or own["classifier"]
     return [
@@ -356,8 +402,8 @@ def _defense(own: Mapping[str, Any]) -> Job:
     """The job that trains an experiment's defence; an epoch's copy comes with the whole."""
     owner = own["trained_for"] or own["classifier"]
     owner = "" if own["defense"] in ("denoiser", "defense_gan") else owner  # they ask none
-    seen = own["attacks"] if own["defense"] in LEARN_FROM_ATTACKS else []
-    settings = {k: v for k, v in own["settings"].items() if k != "after"}
+    seen = own["learns"] or own["attacks"] if own["defense"] in LEARN_FROM_ATTACKS else []
+    settings = {k: v for k, v in own["settings"].items() if k not in UNTRAINED}
     return _built(
         "defense", f"{own['defense']}-{owner}", own,
         classifier=owner, defense=own["defense"], settings=settings, attacks=seen,
@@ -400,7 +446,7 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     if str(own["device"]).startswith("cuda"):
         return _work(kind, {**own, "device": "cpu"}) / float(costs["gpu"])
     images = {"mnist": 60_000, "cifar10": 50_000}.get(str(own["dataset"]), 3600)
-    network = str(own.get("classifier", "")).split("-")[0]
+    network = re.split(r"[-+]", str(own.get("classifier", "")))[0]
     factor = float(costs["network"].get(network, 1.0))
     if kind == "classifier":
         seen = min(images, profile.classifier_images or images)
@@ -411,13 +457,43 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     if own["defense"] not in costs["defense"]:
         return 0.0
     purifier = profile.purifier
+    seen = own["attacks"] if own["attacks"] != ["each"] else []
+    most = min(images, own["settings"].get("images", images))
     pairs = sum(
-        min(images, profile.images(a.name, "train"))
-        for a in attack_list(own["dataset"], own["attacks"] or ["paper"])
+        min(most, profile.images(a.name, "train"))
+        for a in attack_list(own["dataset"], seen or ["paper"])
     )
     epochs = own["settings"].get("epochs", purifier.epochs)
     width = own["settings"].get("width", purifier.width) / 16
     return float(costs["defense"][own["defense"]]) * pairs * epochs * width**1.5
+
+
+def makespan(jobs: Sequence[Job], cores: int, gpus: int = 1) -> float:
+    """Return the expected seconds of a plan: a job begins when what it needs is done, and has room.
+
+    Args:
+        jobs: a plan; what a job needs and is not among them counts as done.
+        cores: on which jobs without a GPU run, as many at once as their threads leave room for.
+        gpus: on which the others run, one on each.
+    """
+    names = {job.name for job in jobs}
+    waiting = {job.name: set(job.needs) & names for job in jobs}
+    threads = max((job.threads for job in jobs), default=1)
+    free = {False: [0.0] * max(1, cores // threads), True: [0.0] * gpus}
+    ready = [(0.0, k, job) for k, job in enumerate(jobs) if not waiting[job.name]]
+    last, count = 0.0, len(jobs)
+    while ready:
+        since, _, job = heappop(ready)
+        room = free[job.gpus > 0]
+        end = max(since, heappop(room)) + job.seconds
+        heappush(room, end)
+        last = max(last, end)
+        for other in jobs:
+            if job.name in waiting[other.name]:
+                waiting[other.name].remove(job.name)
+                if not waiting[other.name]:
+                    heappush(ready, (end, count := count + 1, other))
+    return last
 
 
 # ------------------------------------------------------------------------------- plans as files

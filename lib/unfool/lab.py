@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from unfool import __version__, attacks, classifiers, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
+from unfool.attacks._guard import check_choice, check_number
 from unfool.datasets import Dataset, Split, check_unseen, load
 from unfool.defenses import (
     DEFENSES,
@@ -107,12 +108,15 @@ class Lab:
         Args:
             name: a key of `unfool.classifiers.CLASSIFIERS`, trained here on first use; or the name
                 of committed weights, such as "anet-mnist" (see `committed_weights`).
-            relu_logits: the paper's ReLU on the logits; see `unfool.classifiers`.
+            relu_logits: the paper's ReLU on the logits; see `unfool.classifiers`. "anet+relu" is
+                the same by name.
 
         Raises:
             ValueError: neither a classifier nor committed weights of that name.
         """
         wanted = f"{name}+relu" if relu_logits else name
+        name = wanted.removesuffix("+relu")
+        relu_logits = name != wanted
         if wanted not in self._loaded:
             if name not in classifiers.CLASSIFIERS and name in committed_weights():
                 net, known = self._committed(name)
@@ -226,7 +230,7 @@ class Lab:
 
     def defense(
         self, name: str, *, classifier: str = "anet",
-        attacks: Sequence[AttackSettings] | None = None, after: int | None = None, **settings: Any,
+        attacks: Sequence[AttackSettings] | None = None, **settings: Any,
     ) -> nn.Module | None:  # fmt: skip
         """Return a defence: a module from images to images, or None for "none".
 
@@ -237,10 +241,11 @@ class Lab:
                 networks of its kind, and in colour "magnet" asks it.
             attacks: those whose images the first three are trained on; by default
                 `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
-            after: return "pix2pix" as it was after so many epochs, not at its end; costs nothing
-                once it is trained.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
                 overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
+                "pix2pix" takes three more: `images=400`, at most so many of each attack are learned
+                from; and two that cost nothing once it is trained: `after=2`, as it was after so
+                many epochs, and `statistics="batch"` (see `pix2pix.with_batch_statistics`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -262,8 +267,7 @@ class Lab:
             return self._finetuned(classifier, seen, settings)
         if name == "ape_gan":
             return self._ape_gan(classifier, seen, settings)
-        wanted = replace(self.profile.purifier, **settings)
-        return self._purifier(classifier, seen, wanted, wanted.epochs if after is None else after)
+        return self._purifier(classifier, seen, **settings)
 
     def gan(self, **settings: Any) -> wgan_gp.Generator:
         """Return a generator of images like the training images: a WGAN-GP, in eval mode.
@@ -429,9 +433,14 @@ class Lab:
         return net, known | {"name": name, "trained_on": self.dataset}
 
     def _purifier(
-        self, classifier: str, seen: Sequence[AttackSettings], settings: pix2pix.Settings,
-        after: int,
+        self, classifier: str, seen: Sequence[AttackSettings], *, after: int | None = None,
+        images: int | None = None, statistics: str = "running", **override: Any,
     ) -> nn.Module:  # fmt: skip
+        check_choice("statistics", statistics, ("running", "batch"))
+        if images is not None:
+            check_number("images", images, 1, whole=True)
+        settings = replace(self.profile.purifier, **override)
+        after = settings.epochs if after is None else after
         if not 1 <= after <= settings.epochs:
             raise ValueError(
                 f"after={after} is no epoch of a purifier that is trained for {settings.epochs}: "
@@ -440,7 +449,7 @@ class Lab:
         net = self.classifier(classifier)
         config = {
             "name": f"pix2pix-{classifier}-{self.data.name}",
-            **self._lessons(net, seen, pix2pix.VERSION),
+            **self._lessons(net, seen, pix2pix.VERSION, images),
             "kept": "every epoch",
             "settings": settings.named(),
         }
@@ -448,7 +457,7 @@ class Lab:
             generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
-            x, y, labels = self._labelled_pairs(seen, classifier)
+            x, y, labels = self._labelled_pairs(seen, classifier, images)
 
             def keep(done: int, generator: nn.Module) -> None:
                 save_tensors(checkpoint.with_name(_epoch_file(done)), generator.state_dict(), {})
@@ -464,18 +473,24 @@ class Lab:
             "purifier", config, generator, fit, copies=settings.epochs, epoch=after
         )
         named = settings.named() | ({"after": after} if after < settings.epochs else {})
+        named |= {"images": images} if images else {}
+        if statistics == "batch":
+            generator = pix2pix.with_batch_statistics(generator)
+            named["statistics"] = statistics
         names = [attack.name for attack in seen]
         return self._ready(generator, known, "pix2pix", named, names, classifier)
 
     def _lessons(
-        self, net: nn.Module, seen: Sequence[AttackSettings], version: int
-    ) -> dict[str, Any]:
+        self, net: nn.Module, seen: Sequence[AttackSettings], version: int,
+        most: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """Return what decides a defence that learns from attacks on `net`, but for its settings."""
+        counts = {a.name: self.profile.images(a.name, "train") for a in seen}
         return {
             "classifier": self._known[net]["key"],
             "fingerprint": self.data.fingerprint,
             "attacks": [asdict(attack) for attack in seen],
-            "images": {a.name: self.profile.images(a.name, "train") for a in seen},
+            "images": {name: min(n, most or n) for name, n in counts.items()},
             "seed": self.seed,
             "version": [
                 version, training.VERSION, self.device.type,
@@ -690,11 +705,12 @@ class Lab:
         return x, y
 
     def _labelled_pairs(
-        self, seen: Sequence[AttackSettings], classifier: str
+        self, seen: Sequence[AttackSettings], classifier: str, most: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = []
         for attack in seen:
             made = self.adversarial_set(attack, classifier=classifier, split="train")
+            made = made.first(most or len(made))
             keep = (
                 torch.ones_like(made.success)
                 if attack.name in attacks.SIGN_FAMILY

@@ -17,7 +17,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from unfool import figures
+from unfool import figures, multiverse
 from unfool.artifacts import REPO, write_text
 from unfool.attacks import paper_attacks
 from unfool.evaluation import Record, read_sound_records, reproduced
@@ -353,7 +353,10 @@ def _scale(records: Sequence[Record]) -> str:
 
 
 def paper_figures(records: Sequence[Record]) -> dict[str, Figure | str]:
-    """Return the paper's Figures 3 to 10 by number; where no records are, the reason, as text."""
+    """Return the paper's Figures 3 to 10 by number; where no records are, the reason, as text.
+
+    Beside them stands "multiverse": what each number of Table 2 could have been.
+    """
     usual = [r for r in records if usual_attack(r)]
     made: dict[str, Figure | str] = {}
     pictures = "images, which no record holds; notebook {} draws it"
@@ -375,7 +378,20 @@ def paper_figures(records: Sequence[Record]) -> dict[str, Figure | str]:
         title = f"Made on {SHORT[made_on]}, purified by {SHORT[other]}'s, by epoch"
         made[panel] = _curves(mine, "mnist", title)
     made["10"] = f"CIFAR-10: {UNTESTED}"
+    made["multiverse"] = open_figure(multiverse.cells(records, printed()))
     return made
+
+
+def open_figure(found: Sequence[multiverse.Cell]) -> Figure | str:
+    """Return all readings of the cells that the paper leaves open, beside what it prints."""
+    if not found:
+        return f"readings of the paper: {UNTESTED}"
+    return figures.specifications(
+        {ATTACKS[c.attack]: [(r.choices, r.share) for r in c.readings] for c in found},
+        {ATTACKS[c.attack]: c.printed for c in found},
+        caption="Every reading of the paper that was measured, sorted, and under it what it "
+        "chooses; Table 2, Anet, most at a small scale. Dashed: the paper's number.",
+    )
 
 
 def _curves(
@@ -431,6 +447,11 @@ def summary(made: Sequence[Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def file_of(figure: str) -> str:
+    """Return the file name of a figure of `figure_files`."""
+    return f"figure{figure}.png" if figure[0].isdigit() else f"{figure}.png"
+
+
 def between(text: str, mark: str, body: str) -> str:
     """Return the text with what stands between two marks replaced.
 
@@ -444,29 +465,46 @@ def between(text: str, mark: str, body: str) -> str:
     return re.sub(pattern, lambda _: f"{begin}{body}{end}", text, count=1, flags=re.DOTALL)
 
 
-def table_files(made: Sequence[Table]) -> dict[str, str]:
+def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) -> dict[str, str]:
     """Return the text of every file that `unfool tables` writes, by its path under results/."""
     from unfool.report import page
 
     files = {f"tables/table{t.number}.md": t.markdown() for t in made}
     key = f"<p>{_prose(KEY)}</p>\n"
     body = "<h1>The paper's tables, ours beside them</h1>\n" + key + "".join(t.html() for t in made)
-    files["tables/index.html"] = page("The paper's tables", body, kind="index")
+    files["tables/index.html"] = page(
+        "The paper's tables", body + _open_html(open_cells), kind="index"
+    )
+    files["tables/multiverse.md"] = multiverse.markdown(open_cells, ATTACKS)
     readme = (RESULTS / "README.md").read_text("utf-8")
-    linked = re.sub(r"\(tables/", "(results/tables/", summary(made))
-    files["README.md"] = between(readme, "tables", summary(made))
+    told = summary(made) + multiverse.sentence(open_cells)
+    linked = re.sub(r"\((tables|figures)/", r"(results/\1/", told)
+    files["README.md"] = between(readme, "tables", told)
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files
+
+
+def _open_html(found: Sequence[multiverse.Cell]) -> str:
+    from unfool.report import table_html
+
+    parts = [f"<h2>{multiverse.TITLE}</h2>"]
+    parts += [f"<p>{_prose(text)}</p>" for text in multiverse.NOTE.split("\n\n")]
+    for head, rows in multiverse.sections(found, ATTACKS):
+        titles = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+        lines = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
+        parts.append(table_html(f"<tr>{titles}</tr>", [f"<tr>{line}</tr>" for line in lines]))
+    return "\n".join(parts) + "\n"
 
 
 def figure_files(made: Mapping[str, Figure | str]) -> dict[str, str]:
     """Return what describes the figures: `figures/README.md`."""
     lines = ["# The paper's figures, from our records", ""]
     for number, figure in made.items():
+        title = f"Figure {number}" if number[0].isdigit() else multiverse.TITLE
         if isinstance(figure, str):
-            lines += [f"## Figure {number}", "", f"Not drawn: {figure}.", ""]
+            lines += [f"## {title}", "", f"Not drawn: {figure}.", ""]
         else:
-            lines += [f"## Figure {number}", "", f"![{figure.alt}](figure{number}.png)", "",
+            lines += [f"## {title}", "", f"![{figure.alt}]({file_of(number)})", "",
                       figure.caption, ""]  # fmt: skip
     return {"figures/README.md": "\n".join(lines)}
 
@@ -475,7 +513,8 @@ def write_tables(paths: Sequence[Path] = ()) -> tuple[list[Table], list[str], li
     """Write the tables; return them, what was skipped, and the files."""
     records, skipped = gather(paths)
     made = tables(records)
-    return made, skipped, _written(table_files(made))
+    open_cells = multiverse.cells(records, printed())
+    return made, skipped, _written(table_files(made, open_cells))
 
 
 def write_figures(paths: Sequence[Path] = ()) -> tuple[list[str], list[Path]]:
@@ -488,7 +527,7 @@ def write_figures(paths: Sequence[Path] = ()) -> tuple[list[str], list[Path]]:
     folder.mkdir(exist_ok=True)
     drawn = []
     for number, figure in made.items():
-        path = folder / f"figure{number}.png"
+        path = folder / file_of(number)
         if isinstance(figure, str):
             path.unlink(missing_ok=True)
             continue

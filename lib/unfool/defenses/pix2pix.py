@@ -12,6 +12,7 @@ blocks that 32x32 images do not have). Explained in notebook 07.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -118,6 +119,18 @@ class UNet(nn.Module):
             skip = seen.pop()
             x = torch.cat([x, skip], dim=1) if self.skips else x
         return crop((self.last(x) + 1) / 2)
+
+
+def with_batch_statistics(generator: UNet) -> UNet:
+    """Return a copy whose batch norm asks the batch at hand, in eval mode, too, as pix2pix's does.
+
+    What it makes of an image then depends on the images beside it.
+    """
+    made = copy.deepcopy(generator)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):  # without running ones torch takes the batch's
+            module.running_mean = module.running_var = None
+    return made
 
 
 class PatchGAN(nn.Module):

@@ -70,7 +70,7 @@ def _watch(pid: int, limits: dict[str, float], found: End) -> None:
         if found.status is not None:
             return
         tree = psutil.Process().children(recursive=True)
-        megabytes = sum(_resident(process) for process in tree) / 1e6
+        megabytes = sum(resident(process) for process in tree) / 1e6
         found.megabytes = max(found.megabytes, round(megabytes))
         if time.monotonic() - started > limits["seconds"]:
             found.reason = f"stopped after {limits['seconds']:g} s"
@@ -82,7 +82,8 @@ def _watch(pid: int, limits: dict[str, float], found: End) -> None:
             time.sleep(POLL)
 
 
-def _resident(process: psutil.Process) -> int:
+def resident(process: psutil.Process) -> int:
+    """Return a process's memory in bytes, 0 if it has gone."""
     with suppress(psutil.Error):
         return int(process.memory_info().rss)
     return 0
