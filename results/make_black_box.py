@@ -24,7 +24,7 @@ from unfool.threats import seeded
 
 PATH = REPO / "results" / "black_box.jsonl"
 EPS = (0.15, 0.3)
-IMAGES, QUERIES, STARTS = 50, 2000, 100
+IMAGES, QUERIES, STARTS = 50, 1000, 100
 DEFENSES = ("none", "pix2pix", "threshold")
 SETTINGS: dict[str, dict[str, Any]] = {"square": {}, "spsa": {}, "hop_skip_jump": {}}
 ACCESS = {"square": "scores", "spsa": "scores", "hop_skip_jump": "labels"}
