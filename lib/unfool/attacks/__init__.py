@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unfool.attacks._descent import lead
 from unfool.attacks._guard import random_targets
-from unfool.attacks.adaptive import bpda, eot, with_refusal
+from unfool.attacks.adaptive import bpda, eot, misread_by_generator, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
 from unfool.attacks.asking import VERSION as _ASKING
@@ -64,6 +64,7 @@ __all__ = [
     "jsma",
     "lbfgs",
     "lead",
+    "misread_by_generator",
     "paper_attacks",
     "pgd",
     "r_fgsm",
