@@ -26,7 +26,11 @@ PATH = REPO / "results" / "black_box.jsonl"
 EPS = (0.15, 0.3)
 IMAGES, QUERIES, STARTS = 50, 1000, 100
 DEFENSES = ("none", "pix2pix", "threshold")
-SETTINGS: dict[str, dict[str, Any]] = {"square": {}, "spsa": {}, "hop_skip_jump": {}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "square": {},
+    "spsa": {"samples": 8, "delta": 0.2},
+    "hop_skip_jump": {},
+}
 ACCESS = {"square": "scores", "spsa": "scores", "hop_skip_jump": "labels"}
 
 

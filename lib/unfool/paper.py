@@ -20,8 +20,9 @@ from typing import Any
 from unfool import figures
 from unfool.artifacts import REPO, write_text
 from unfool.attacks import paper_attacks
-from unfool.evaluation import Record, read_sound_records, reproduced
+from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
+from unfool.knowing import KNOWING
 from unfool.profiles import PROFILES
 
 CELLS = Path(__file__).with_name("paper.csv")
@@ -431,13 +432,14 @@ def summary(made: Sequence[Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def between(text: str, mark: str, body: str) -> str:
-    """Return the text with what stands between two marks replaced.
+def between(text: str, mark: str, body: str, by: str = "") -> str:
+    """Return the text with what stands between two marks replaced; `by`: the command, if another.
 
     Raises:
         ValueError: the marks are not there.
     """
-    begin, end = f"<!-- {mark}: made by `unfool {mark}` -->\n", f"<!-- end of {mark} -->"
+    begin = f"<!-- {mark}: made by `unfool {by or mark}` -->\n"
+    end = f"<!-- end of {mark} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     if not re.search(pattern, text, re.DOTALL):
         raise ValueError(f"put these two lines where {mark} are to stand: {begin}{end}")
@@ -454,9 +456,17 @@ def table_files(made: Sequence[Table]) -> dict[str, str]:
     files["tables/index.html"] = page("The paper's tables", body, kind="index")
     readme = (RESULTS / "README.md").read_text("utf-8")
     linked = re.sub(r"\(tables/", "(results/tables/", summary(made))
-    files["README.md"] = between(readme, "tables", summary(made))
+    readme = between(readme, "tables", summary(made))
+    for mark, body in KNOWING.items():
+        readme = between(readme, mark, body(_rows(mark)), "tables")
+    files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{name}.jsonl"
+    return read_rows(path) if path.exists() else []
 
 
 def figure_files(made: Mapping[str, Figure | str]) -> dict[str, str]:
