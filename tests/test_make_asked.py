@@ -90,3 +90,23 @@ def test_a_step_in_z_is_as_long_as_it_says() -> None:
     clipped = made.towards(x, direction, made.length(1.0, x))
     assert 0 <= float(clipped.min()) <= float(clipped.max()) <= 1
     assert torch.equal(made.towards(x, 0 * direction, 1.0), x)  # no direction, no step
+
+
+def test_an_outside_judge_takes_the_same_images(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path = script("make_outside"), tmp_path / "some.jsonl"
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(ModuleNotFoundError, match=r"makes \.venv-bench"):
+        made.measure(lab, "none", range(0, 3), path, steps=1)
+    monkeypatch.setattr(made, "autoattack", lambda model, x, y: x.clone())
+    for part in (range(0, 3), range(3, 5), range(0, 3)):
+        made.measure(lab, "none", part, path, steps=1)
+    rows = read_rows(path)
+    assert [(row["first"], row["n"]) for row in rows] == [(0, 3), (3, 2)]
+    for row in rows:  # theirs does nothing here, so all stays right that was
+        assert row["right_both"] <= row["right_ours"] <= row["right_theirs"] == row["clean"]
+    assert made.told("none", rows).startswith("undefended, 5 images: ours ")
+    monkeypatch.setattr(made, "autoattack", lambda model, x, y: (x + 0.3).clamp(0, 1))
+    with pytest.raises(AssertionError, match="left its ball"):
+        made.measure(lab, "none", range(5, 7), path, steps=1)
