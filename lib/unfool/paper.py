@@ -457,8 +457,8 @@ def table_files(made: Sequence[Table]) -> dict[str, str]:
     readme = (RESULTS / "README.md").read_text("utf-8")
     linked = re.sub(r"\(tables/", "(results/tables/", summary(made))
     readme = between(readme, "tables", summary(made))
-    for mark, body in KNOWING.items():
-        readme = between(readme, mark, body(_rows(mark)), "tables")
+    for mark, table in KNOWING.items():
+        readme = between(readme, mark, table(_rows(mark)), "tables")
     files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files

@@ -181,8 +181,8 @@ def misread_by_generator(
     check_inputs(x, y)
     for name, value in (("starts", starts), ("steps", steps)):
         check_number(name, value, 1, whole=True)
-    for name, value in (("rate", rate), ("weight", weight), ("lead_by", lead_by)):
-        check_number(name, value, 0)
+    for name, size in (("rate", rate), ("weight", weight), ("lead_by", lead_by)):
+        check_number(name, size, 0)
     if rate == 0 or weight == 0:
         raise ValueError(f"rate {rate} and weight {weight} must be > 0: nothing would be sought")
     latent: int = generator.latent  # type: ignore[assignment]
