@@ -148,7 +148,7 @@ class Bench:
         config = whose | {
             "name": f"{whose['name']}-anet-mnist5k", "settings": asdict(settings),
             "fingerprint": self.lab.data.fingerprint, "profile": self.lab.profile.name,
-            "sizes": asdict(self.sizes), "version": MODULES[defense].VERSION,
+            "sizes": learning(self.sizes), "version": MODULES[defense].VERSION,
         }  # fmt: skip
 
         def build(folder: Path) -> None:
@@ -165,6 +165,11 @@ class Bench:
 MODULES: dict[str, Any] = {
     "pix2pix": pix2pix, "ape_gan": ape_gan, "denoiser": denoiser, "magnet": magnet,
 }  # fmt: skip
+
+
+def learning(sizes: Sizes) -> dict[str, int]:
+    """Return the sizes that what is trained depends on: all but the number of test images."""
+    return {name: size for name, size in asdict(sizes).items() if name != "test"}
 
 
 def usual(lab: Lab, defense: str) -> Settings:
@@ -203,14 +208,22 @@ def main() -> None:
         "--seeds", type=int, nargs="+", default=[0], metavar="N",
         help="of the surrogate, of its images and of PGD; the defender's is 0",
     )  # fmt: skip
+    parser.add_argument(
+        "--eps", type=float, nargs="+", default=EPS, metavar="E", help="by default %(default)s"
+    )
+    parser.add_argument(
+        "--images", type=int, default=Sizes.test, metavar="N",
+        help="test images that are attacked, the first ones; by default %(default)s",
+    )  # fmt: skip
     options = parser.parse_args()
-    bench = Bench(Lab(profile="classroom", dataset="mnist5k", seed=0), Sizes())
+    sizes = Sizes(test=options.images)
+    bench = Bench(Lab(profile="classroom", dataset="mnist5k", seed=0), sizes)
     for seed in options.seeds:
         for defense in options.defenses:
             for case in cases(defense):
-                for eps in EPS:
+                for eps in options.eps:
                     measure(bench, case, seed, eps, PATH)
-            for eps in EPS:
+            for eps in options.eps:
                 print(f"{defense} seed {seed} eps {eps}: {halved(PATH, defense, seed, eps)}")
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import victims
 from attack_tools import batch, fooled, network, next_class
+from test_defense_gan import Plane
 from unfool.attacks import apgd, bpda, eot, pgd, square, with_refusal
+from unfool.attacks.adaptive import misread_by_generator
 from unfool.attacks.apgd import LOSSES, Objective, checkpoints, spread
 from unfool.attacks.square import side_of
 from unfool.defenses import Threshold
@@ -201,6 +203,51 @@ def test_with_refusal_finds_what_passes_the_detector() -> None:
 def test_with_refusal_needs_one_number_per_image() -> None:
     with pytest.raises(ValueError, match=r"returns \(4, 2\) for 4 images"):
         with_refusal(TwoPixels(), lambda x: x[:, 0, 0])(torch.rand(4, 1, 1, 2))
+
+
+# --- z-space --------------------------------------------------------------------------------------
+
+
+def test_the_nearest_misread_image_of_a_plane_is_found() -> None:
+    """On a plane of images and before a linear reader it is known where the border lies."""
+    plane, weight = Plane(latent=3, side=4), weights()
+    x = images(5)
+    inside = plane.nearest(x).flatten(1)
+    bias = float((inside @ weight).max()) + 0.3
+    along = (weight @ plane.q).detach().norm()
+    offside = (x.flatten(1) - inside).square().sum(dim=1)
+    known = (offside + ((bias - inside @ weight) / along) ** 2) / 16
+    y = torch.zeros(5, dtype=torch.int64)
+    how: Any = {"starts": 2, "steps": 400, "rate": 0.01, "weight": 0.1, "lead_by": 0.02}
+    made = misread_by_generator(plane, linear(weight, bias), x, y, **how)
+    assert made.shape == (2, 5, 1, 4, 4)
+    apart = (made - x).square().flatten(2).mean(dim=2)
+    assert bool((apart > known - 1e-5).all())
+    assert bool((apart < 1.1 * known + 1e-4).all())
+    for images_of_one_start in made:
+        assert torch.allclose(plane.nearest(images_of_one_start), images_of_one_start, atol=1e-5)
+        assert bool((linear(weight, bias)(images_of_one_start).argmax(dim=1) == 1).all())
+    # The control: where no image of the plane is misread, the images come back.
+    never = misread_by_generator(plane, linear(0 * weight, 1.0), x, y, **how | {"steps": 20})
+    assert torch.equal(never, x.expand(2, *x.shape))
+
+
+def test_a_search_in_z_leaves_what_it_uses_as_it_was() -> None:
+    plane, net, x = Plane(latent=3, side=4), linear(weights()), images(2)
+    net.train()
+    before = torch.get_rng_state()
+    y = torch.zeros(2, dtype=torch.int64)
+    first = misread_by_generator(plane, net, x, y, steps=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert net.training
+    assert plane.q.requires_grad
+    assert plane.q.grad is None
+    assert torch.equal(misread_by_generator(plane, net, x, y, steps=5), first)
+    for wrong in ({"starts": 0}, {"steps": 0}, {"rate": 0.0}, {"weight": 0.0}, {"lead_by": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            misread_by_generator(plane, net, x, y, **wrong)
+    with pytest.raises(ValueError, match="divide by 255"):
+        misread_by_generator(plane, net, 255 * x, y)
 
 
 class NoGradients(nn.Module):

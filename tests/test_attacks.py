@@ -30,13 +30,14 @@ from unfool.attacks import (
 )
 
 NEEDS_TARGET = {"jsma"}
-REFUSES_TARGET = {"r_llc", "deepfool"}
+REFUSES_TARGET = {"r_llc", "deepfool", "hop_skip_jump"}
 QUICK: dict[str, dict[str, Any]] = {
     "bim": {"steps": 2}, "pgd": {"steps": 2}, "deepfool": {"steps": 3},
     "carlini_wagner_l2": {"searches": 1, "steps": 3}, "carlini_wagner_l0": {"steps": 3},
     "carlini_wagner_linf": {"steps": 3}, "lbfgs": {"searches": 1, "steps": 2},
     "ead": {"searches": 1, "steps": 3}, "ddn": {"steps": 3}, "fmn": {"steps": 3},
     "apgd": {"steps": 3, "targets": 1}, "square": {"queries": 5},
+    "spsa": {"queries": 10, "samples": 2}, "hop_skip_jump": {"queries": 20, "evaluations": 5},
 }  # fmt: skip
 """Settings that keep a test of the frame, not of the strength, short."""
 

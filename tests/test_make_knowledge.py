@@ -74,6 +74,12 @@ def test_attackers_learn_from_other_images_than_the_defender(bench: Any) -> None
     assert other != few  # the control
 
 
+def test_what_is_trained_does_not_depend_on_how_many_are_tested(made: ModuleType) -> None:
+    usual = made.learning(made.Sizes())
+    assert made.learning(made.Sizes(test=7)) == usual
+    assert made.learning(made.Sizes(updates=7)) != usual  # the control
+
+
 def test_few_images_are_gone_through_more_often(made: ModuleType, bench: Any) -> None:
     few, settings, updates = bench.surrogate(made.Case("pix2pix", "surrogate", 4), 0)
     usual = bench.lab.profile.purifier
@@ -134,9 +140,14 @@ def test_unknown_names_are_refused_before_anything_runs(
         made.main()
     assert "invalid choice: 'soap'" in capsys.readouterr().err
     assert built == []
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--defenses", "pix2pix", "--seeds", "3"])
+    asked: list[Any] = []
+    monkeypatch.setattr(made, "Bench", lambda lab, sizes: sizes)
+    monkeypatch.setattr(made, "measure", lambda *given: asked.append(given))
+    command = ["--defenses", "pix2pix", "--seeds", "3", "--eps", "0.3", "--images", "9"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command])
     made.main()
     assert [settings["seed"] for settings in built] == [0]  # the control
+    assert {(sizes.test, seed, eps) for sizes, _, seed, eps, _ in asked} == {(9, 3, 0.3)}
 
 
 def named(row: dict[str, Any]) -> str:
@@ -167,6 +178,27 @@ def problems(rows: list[dict[str, Any]], cases: list[Any]) -> list[str]:
         if row["attacker"] == "weights" and row["accuracy"] > row["own_accuracy"]:
             found.append(f"{cell}: the defender is not what was attacked")
     return found
+
+
+def whole(rows: list[dict[str, Any]]) -> dict[str, set[tuple[float, int]]]:
+    """By defence, at which eps and of which seeds all cases are there."""
+    found: dict[str, set[tuple[float, int]]] = {}
+    for name, eps, seed in {(r["defense"], r["eps"], r["seed"]) for r in rows}:
+        own = [r for r in rows if (r["defense"], r["eps"], r["seed"]) == (name, eps, seed)]
+        plain = {(r["attacker"], r["n"]) for r in own if not r["changes"]}
+        if len(plain) == 6:
+            found.setdefault(name, set()).add((eps, seed))
+    return found
+
+
+def test_four_defences_have_a_curve(made: ModuleType) -> None:
+    rows = Lab("smoke").committed_rows("knowledge")
+    found = whole(rows)
+    assert set(found) == set(made.DEFENSES)
+    assert all(found[name] >= {(0.15, 0), (0.3, 0)} for name in found)
+    assert found["pix2pix"] == {(eps, seed) for eps in made.EPS for seed in (0, 1, 2)}
+    lost = [r for r in rows if (r["defense"], r["attacker"]) != ("magnet", "weights")]
+    assert set(whole(lost)) == set(made.DEFENSES) - {"magnet"}  # the control
 
 
 def test_what_is_committed_is_whole(made: ModuleType) -> None:

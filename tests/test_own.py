@@ -71,6 +71,9 @@ class Hard(nn.Module):
     def forward(self, x):
         return (x > 0.5).float()
 
+def learned():
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Sigmoid()).eval()
+
 def net():
     return nn.Sequential(nn.AvgPool2d(2), victims.small_net()).eval()
 
@@ -274,6 +277,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "train mode": ({"defense": "my_own_module:normed"}, "is in train mode"),
     "no gradient": ({"defense": "my_own_module:Hard"}, "Hard .*BPDA.*--bpda identity"),
     "bpda of nothing": ({"defense": "none", "bpda": "identity"}, "stands for a purifier"),
+    "copy of nothing": (
+        {"defense": "none", "surrogate": "my_own_module:Mean"},
+        "purifier of the attacker's",
+    ),
+    "nothing to copy": ({"surrogate": "my_own_module:Mean"}, "no surrogate: .*nothing to train"),
+    "a copy that rounds": (
+        {"defense": "my_own_module:learned", "surrogate": "my_own_module:Hard"},
+        "bpda.surrogate",
+    ),
     "softmax": ({"classifier": "my_own_module:soft"}, "returns probabilities.*logits"),
     "classes": ({"classifier": "my_own_module:nine"}, r"returns \(4, 9\).*10 classes"),
     "all wrong": ({"classifier": "my_own_module:shuffled"}, "reads none of 16 images rightly"),
@@ -320,6 +332,32 @@ def test_noise_from_torch_is_chance_and_not_state(lab: Lab, mine: Path) -> None:
     hard = own.prepare(lab, *names, 16, bpda="identity", path=mine)
     assert hard.classifier == "my_own_module:net"
     assert (hard.eps, hard.middle) == (own.GREY, 2)
+
+
+class Scale(nn.Module):
+    """A purifier with something to train."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.factor * images).clamp(0, 1)
+
+
+def test_an_attackers_own_copy_is_a_level_of_its_own(lab: Lab) -> None:
+    with_copy = judged(lab, Scale(0.9), surrogate=Scale(0.8))
+    without = judged(lab, Scale(0.9))
+    assert set(with_copy.found.right) - set(without.found.right) == {"surrogate"}
+    same = judged(lab, Scale(0.9), surrogate=Scale(0.9)).found.right["surrogate"]
+    assert int(same.sum()) <= int(with_copy.found.right["surrogate"].sum())
+    assert any("--surrogate" in line for line in own_page.untested(without))
+    assert not any("surrogate" in line for line in own_page.untested(with_copy))
+    assert any("nothing to train" in line for line in own_page.untested(judged(lab, masks.Noise())))
+    rows = [row for row in own_page.rows(with_copy) if row["level"] == "surrogate"]
+    assert [(row["knowledge"], row["attack"]["name"]) for row in rows] == [
+        ("f+design", QUICK.transfer.name)
+    ] * len(GRID)
 
 
 def test_names_of_the_course_are_not_taken(lab: Lab) -> None:

@@ -77,6 +77,11 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         ["attacks/apgd.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
          "attacks/_guard.py"],
     ),
+    "attacks.asking": (
+        "VERSION",
+        ["attacks/asking.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
+         "attacks/_guard.py"],
+    ),
     "attacks.square": (
         "VERSION",
         ["attacks/square.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/_guard.py"],

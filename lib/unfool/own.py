@@ -55,6 +55,7 @@ class Case:
         eps: sizes of the attacks, growing.
         bpda: "identity", or "" where the defence has a gradient of its own.
         eot: draws that an attacker of a randomised defence averages; None where he takes one.
+        copy: a defence like this one that an attacker trained; None where there is none.
     """
 
     lab: Lab
@@ -67,6 +68,7 @@ class Case:
     eps: tuple[float, ...]
     bpda: str
     eot: int | None
+    copy: nn.Module | None = None
 
     @property
     def middle(self) -> int:
@@ -119,6 +121,7 @@ def judge(
     eps: Sequence[float] | None = None,
     bpda: str = "",
     eot: int | None = None,
+    surrogate: str | nn.Module | None = None,
     out: Path | None = None,
     path: Path | None = None,
 ) -> Judgement:
@@ -135,13 +138,15 @@ def judge(
             `COLOUR`.
         bpda: "identity" for a defence without a useful gradient; see `attacks.bpda`.
         eot: draws to average for a randomised defence, at least 1; see `attacks.eot`.
+        surrogate: a defence like `defense` that an attacker trained on images of their own, named
+            as `defense` is, or the module; without it that level is left out.
         out: folder in which a run that was stopped finds what it had measured; None keeps nothing.
         path: folder where "my_module" lies, by default the current one.
 
     Raises:
         UsageError: something cannot be measured; one line with the value and the remedy.
     """
-    case = prepare(lab, defense, classifier, images, eps, bpda, eot, path)
+    case = prepare(lab, defense, classifier, images, eps, bpda, eot, path, surrogate)
     by = attackers(case)
     if out is None:
         return _measured(case, by, None)
@@ -190,7 +195,7 @@ def _measured(case: Case, by: Attackers, work: Path | None) -> Judgement:
                 seed=case.lab.seed, memory=memory, progress=progress, **more,
             )  # fmt: skip
 
-    found = ladder("defence", case.before, case.attacked, eps=case.eps)
+    found = ladder("defence", case.before, case.attacked, eps=case.eps, surrogate=case.copy)
     control: dict[str, Any] = {"levels": ("white-box",), "guarded": False}
     alone, washers = ladder("none", None, case.net, eps=case.eps, **control), {}
     for name in WASHERS:
@@ -220,7 +225,7 @@ def _records(case: Case) -> list[Record]:
 
 def _key(case: Case, by: Attackers) -> str:
     """Return what the measurements depend on: another defence must not find this one's."""
-    modules = [case.net] if case.before is None else [case.net, case.before]
+    modules = [module for module in (case.net, case.before, case.copy) if module is not None]
     config = {
         "name": f"{case.defense}-{case.classifier}",
         "modules": [fingerprint(module, case.x) for module in modules],
@@ -266,7 +271,7 @@ def _bytes(tensor: Tensor) -> bytes:
 def prepare(
     lab: Lab, defense: str | nn.Module, classifier: str | nn.Module, images: int = IMAGES,
     eps: Sequence[float] | None = None, bpda: str = "", eot: int | None = None,
-    path: Path | None = None,
+    path: Path | None = None, surrogate: str | nn.Module | None = None,
 ) -> Case:  # fmt: skip
     """Find what is to be judged and refuse what cannot be measured; see `judge`."""
     with one_line():
@@ -280,7 +285,8 @@ def prepare(
         x, y = part.images.to(lab.device), part.labels.to(lab.device)
         name, net = _classifier(lab, classifier, x, y, path)
         title, before = _defense(lab, defense, name, x, path)
-        case = Case(lab, name, title, net, before, x, y, sizes, bpda, eot)
+        copy = None if surrogate is None else _surrogate(surrogate, title, net, before, x, path)
+        case = Case(lab, name, title, net, before, x, y, sizes, bpda, eot, copy)
         _check_climbable(case)
     return case
 
@@ -331,6 +337,23 @@ def _defense(
         threats.check_output(module, x.cpu(), out)
     _check_rejects(name, module, x[:TRIED])
     return name, lab.adopt(module, name)
+
+
+def _surrogate(
+    wanted: str | nn.Module, defense: str, net: nn.Module, before: nn.Module | None, x: Tensor,
+    path: Path | None,
+) -> nn.Module:  # fmt: skip
+    """Return the attacker's copy of a purifier; refuse one of what has nothing to train."""
+    if before is None or getattr(before, "replaces_classifier", False):
+        raise ValueError(f"a surrogate is a purifier of the attacker's, and {defense} is none")
+    if not any(True for _ in before.parameters()):
+        raise ValueError(f"no surrogate: {defense} has nothing to train, who knows it has it")
+    name, module = _module(wanted, path)
+    module.to(x.device)
+    _try(name, module, x)
+    threats.check_defense(module, x)
+    threats.check_gradient(nn.Sequential(module, net), x, "attack through bpda(surrogate)")
+    return module
 
 
 def _check_rejects(name: str, module: nn.Module, some: Tensor) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from unfool.evaluation import Record, append_record, append_rows, paired_differe
 from unfool.figures import Figure, lines
 from unfool.lab import Lab, git_commit, records_path, versions
 from unfool.notebooks import write_text
-from unfool.own import Judgement, judge, one_line
+from unfool.own import Case, Judgement, judge, one_line
 from unfool.report import escaped, facts_html, page, results_html, results_table, table_html
 
 WORST = "worst of all"
 WHO = {
     "noise": "knows nothing: random corners of the ball",
     "transfer": "knows the classifier: gradients of it alone",
+    "surrogate": "knows the classifier and the design: gradients through a defence of their own",
     "black-box": "knows nothing, may ask for scores",
     "white-box": "knows everything: gradients through the defence",
     WORST: "an image counts only if it is right under each of them",
@@ -50,8 +51,8 @@ GUARDS = (
 
 def evaluate(
     defense: str, classifier: str, dataset: str, images: int, eps: Sequence[float] | None,
-    bpda: str, eot: int | None, profile: str, seed: int, device: str, path: Path | None,
-    out: Path | None,
+    bpda: str, eot: int | None, surrogate: str | None, profile: str, seed: int, device: str,
+    path: Path | None, out: Path | None,
 ) -> str:  # fmt: skip
     """Do what `unfool evaluate` asks for: judge, write, and return what it prints.
 
@@ -62,7 +63,7 @@ def evaluate(
         lab = Lab(profile=profile, dataset=dataset, seed=seed, device=device)
     judged = judge(
         lab, defense, classifier, images=images, eps=eps, bpda=bpda, eot=eot, path=path,
-        out=records_path().parent if out is None else out,
+        surrogate=surrogate, out=records_path().parent if out is None else out,
     )  # fmt: skip
     page = write(judged, out)
     return f"{as_text(judged)}\n\nrecords and rows: {page.parent}\npage: {page}"
@@ -189,7 +190,8 @@ def rows(judged: Judgement) -> list[dict[str, Any]]:
     }  # fmt: skip
     attacks: dict[str, Any] = {
         "noise": {"name": "noise", "settings": {"draws": by.draws}}, WORST: {},
-        "transfer": asdict(by.transfer), "black-box": asdict(by.black_box),
+        "transfer": asdict(by.transfer), "surrogate": asdict(by.transfer),
+        "black-box": asdict(by.black_box),
         "white-box": asdict(by.white_box),
     }  # fmt: skip
     found: list[dict[str, Any]] = [about | row for row in judged.found.table()]
@@ -362,7 +364,7 @@ def untested(judged: Judgement) -> list[str]:
     """Return what the verdict leaves open, a sentence each."""
     case = judged.case
     found = [
-        "Attackers who train a defence like yours on data of their own (lesson 11's surrogate).",
+        *_no_surrogate(case),
         "Other sizes than L-infinity, once the attacker knows the defence.",
         "Stronger white boxes: more steps, restarts, AutoAttack, an attack made for this defence.",
         f"Other images than these {len(case.x)}, other seeds than {case.lab.seed}: how the defence "
@@ -378,6 +380,20 @@ def untested(judged: Judgement) -> list[str]:
         found.append("It draws at random, so the guards that need the same answer twice were not "
                      "asked.")  # fmt: skip
     return found
+
+
+def _no_surrogate(case: Case) -> Iterator[str]:
+    """Say why no attacker trained a copy of the defence, if none did."""
+    before = case.before
+    if before is None or getattr(before, "replaces_classifier", False) or case.copy is not None:
+        return
+    if any(True for _ in before.parameters()):
+        yield (
+            "Attackers who train a defence like yours on data of their own (lesson 11): train one "
+            "with other images and another seed, and give it as --surrogate."
+        )
+    else:
+        yield "No surrogate: the defence has nothing to train, who knows its design has it."
 
 
 def _share(right: Tensor) -> str:

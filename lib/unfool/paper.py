@@ -20,8 +20,9 @@ from typing import Any
 from unfool import figures, multiverse
 from unfool.artifacts import REPO, write_text
 from unfool.attacks import paper_attacks
-from unfool.evaluation import Record, read_sound_records, reproduced
+from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
+from unfool.knowing import KNOWING
 from unfool.profiles import PROFILES
 
 CELLS = Path(__file__).with_name("paper.csv")
@@ -452,13 +453,14 @@ def file_of(figure: str) -> str:
     return f"figure{figure}.png" if figure[0].isdigit() else f"{figure}.png"
 
 
-def between(text: str, mark: str, body: str) -> str:
-    """Return the text with what stands between two marks replaced.
+def between(text: str, mark: str, body: str, by: str = "") -> str:
+    """Return the text with what stands between two marks replaced; `by`: the command, if another.
 
     Raises:
         ValueError: the marks are not there.
     """
-    begin, end = f"<!-- {mark}: made by `unfool {mark}` -->\n", f"<!-- end of {mark} -->"
+    begin = f"<!-- {mark}: made by `unfool {by or mark}` -->\n"
+    end = f"<!-- end of {mark} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     if not re.search(pattern, text, re.DOTALL):
         raise ValueError(f"put these two lines where {mark} are to stand: {begin}{end}")
@@ -479,7 +481,10 @@ def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) ->
     readme = (RESULTS / "README.md").read_text("utf-8")
     told = summary(made) + multiverse.sentence(open_cells)
     linked = re.sub(r"\((tables|figures)/", r"(results/\1/", told)
-    files["README.md"] = between(readme, "tables", told)
+    readme = between(readme, "tables", told)
+    for mark, table in KNOWING.items():
+        readme = between(readme, mark, table(_rows(mark)), "tables")
+    files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files
 
@@ -494,6 +499,11 @@ def _open_html(found: Sequence[multiverse.Cell]) -> str:
         lines = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
         parts.append(table_html(f"<tr>{titles}</tr>", [f"<tr>{line}</tr>" for line in lines]))
     return "\n".join(parts) + "\n"
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{name}.jsonl"
+    return read_rows(path) if path.exists() else []
 
 
 def figure_files(made: Mapping[str, Figure | str]) -> dict[str, str]:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from unfool.attacks._descent import lead
 from unfool.attacks._guard import random_targets
-from unfool.attacks.adaptive import bpda, eot, with_refusal
+from unfool.attacks.adaptive import bpda, eot, misread_by_generator, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
+from unfool.attacks.asking import VERSION as _ASKING
+from unfool.attacks.asking import hop_skip_jump, spsa
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
 from unfool.attacks.carlini_wagner_l0 import VERSION as _CARLINI_WAGNER_L0
@@ -58,14 +60,17 @@ __all__ = [
     "eot",
     "fgsm",
     "fmn",
+    "hop_skip_jump",
     "jsma",
     "lbfgs",
     "lead",
+    "misread_by_generator",
     "paper_attacks",
     "pgd",
     "r_fgsm",
     "r_llc",
     "random_targets",
+    "spsa",
     "square",
     "with_refusal",
 ]
@@ -80,7 +85,7 @@ shape, dtype and device of x, in [0, 1], detached. The model comes back as it wa
 
 SIGN_FAMILY = frozenset({"fgsm", "r_fgsm", "r_llc", "bim", "pgd"})
 """Attacks that always return their perturbed image; the others return the original on failure,
-but for apgd and square, which leave alone only what is misclassified already."""
+but for apgd, square and spsa, which leave alone only what is misclassified already."""
 
 ATTACKS: dict[str, Attack] = {
     "fgsm": fgsm,
@@ -99,6 +104,8 @@ ATTACKS: dict[str, Attack] = {
     "fmn": fmn,
     "apgd": apgd,
     "square": square,
+    "spsa": spsa,
+    "hop_skip_jump": hop_skip_jump,
 }
 
 VERSIONS: dict[str, int] = {
@@ -114,6 +121,8 @@ VERSIONS: dict[str, int] = {
     "fmn": _FMN,
     "apgd": _APGD,
     "square": _SQUARE,
+    "spsa": _ASKING,
+    "hop_skip_jump": _ASKING,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

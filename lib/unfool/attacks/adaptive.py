@@ -2,7 +2,7 @@
 
 `bpda`, `eot` and `with_refusal` are no attacks. They turn a defence into a model that any attack of
 this package climbs, and they change nothing about the defence itself: an image that is found has
-still to fool the real thing. Explained in notebook 12.
+still to fool the real thing. So does what `misread_by_generator` finds. Explained in notebook 12.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import check_number
+from unfool.attacks._descent import ROUNDING, lead
+from unfool.attacks._guard import check_inputs, check_number, frozen
 
 
 def bpda(module: nn.Module, backward: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
@@ -136,3 +137,80 @@ class _WithRefusal(nn.Module):
         largest = logits.amax(dim=1)
         spread = (largest - logits.amin(dim=1)).detach()
         return torch.cat([logits, (largest + doubt * spread)[:, None]], dim=1)
+
+
+def misread_by_generator(
+    generator: nn.Module,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    starts: int = 3,
+    steps: int = 150,
+    rate: float = 0.02,
+    weight: float = 0.01,
+    lead_by: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
+    """Search z for images G(z) near to x that the classifier misreads: an attack in z-space.
+
+    Athalye et al. 2018, section 5.4.2, on Defense-GAN: what a generator makes, a defence that shows
+    the nearest image of this generator should let pass. Adam minimises from each start, with m the
+    margin by which the true class leads,
+
+        mean of (G(z) - x)^2 over the pixels  +  weight * max(0, m + lead_by).
+
+    Args:
+        generator: noise (N, latent) -> images like x in [0, 1], with an attribute `latent`.
+        model: the classifier behind the defence, images -> logits (N, classes).
+        x: images (N, C, H, W), float32 in [0, 1]; y: true classes (N,), int64.
+        starts: z ~ N(0, 1 / latent) for each image, at least 1.
+        steps: of Adam from each start, at least 1.
+        rate: Adam's, in units of z.
+        weight: of the margin, in units of the mean square, above 0.
+        lead_by: the margin, in logits, that is asked of the wrong class.
+        seed: of the starts; the global random state stays as it was.
+
+    Returns:
+        (starts, N, C, H, W), detached: from each start the nearest image that is misread, x itself
+        where none was met.
+
+    Raises:
+        TypeError, ValueError: an input is not as above.
+    """
+    check_inputs(x, y)
+    for name, value in (("starts", starts), ("steps", steps)):
+        check_number(name, value, 1, whole=True)
+    for name, size in (("rate", rate), ("weight", weight), ("lead_by", lead_by)):
+        check_number(name, size, 0)
+    if rate == 0 or weight == 0:
+        raise ValueError(f"rate {rate} and weight {weight} must be > 0: nothing would be sought")
+    latent: int = generator.latent  # type: ignore[assignment]
+    drawn = torch.randn(starts, len(x), latent, generator=Generator().manual_seed(seed))
+    with frozen(generator), frozen(model), torch.enable_grad():
+        found = [
+            _descend_in_z(generator, model, x.detach(), y, z, (steps, rate, weight, lead_by))
+            for z in (drawn / latent**0.5).to(x)
+        ]
+    return torch.stack(found)
+
+
+def _descend_in_z(
+    generator: nn.Module, model: nn.Module, x: Tensor, y: Tensor, z: Tensor,
+    how: tuple[int, float, float, float],
+) -> Tensor:  # fmt: skip
+    """Return the nearest misread image from one start of each image; see above."""
+    steps, rate, weight, lead_by = how
+    z = z.clone().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=rate)
+    nearest, best = torch.full_like(x[:, 0, 0, 0], torch.inf), x.clone()
+    for _ in range(steps):
+        made = generator(z)
+        apart = (made - x).square().flatten(1).mean(dim=1)
+        margin = lead(model(made), y)
+        better = (margin < -ROUNDING) & (apart < nearest)
+        nearest[better], best[better] = apart.detach()[better], made.detach()[better]
+        adam.zero_grad()
+        (apart + weight * torch.relu(margin + lead_by)).sum().backward()
+        adam.step()
+    return best

@@ -1,0 +1,147 @@
+"""Tables of what attackers who know a defence make of it, from the plain rows under results/.
+
+`unfool tables` writes them into results/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unfool.threats import k50
+
+DRAWS = 1000  # of the bootstrap
+WEIGHTS = -1  # where a curve holds the accuracy that the attacker with the weights leaves
+NAMES = {
+    "none": "nothing", "threshold": "`x > 0.5`", "pix2pix": "purifier", "ape_gan": "APE-GAN",
+    "denoiser": "denoiser", "magnet": "MagNet's reformer", "adversarial_pgd": "PGD-trained",
+}  # fmt: skip
+ATTACKS = {"square": "Square", "spsa": "SPSA", "hop_skip_jump": "HopSkipJump"}
+IN_Z = {
+    "f": "PGD on the classifier alone", "bpda": "PGD through BPDA",
+    "z-space": "towards misread G(z)",
+}  # fmt: skip
+Rows = Sequence[Mapping[str, Any]]
+
+
+def k50_table(rows: Rows) -> str:
+    """Return K50 by defence and eps with its interval, as Markdown; "" without rows.
+
+    Rows of surrogates of another design than the defender's are left out.
+    """
+    alike = [row for row in rows if not row["changes"]]
+    cells = sorted({(row["defense"], row["eps"]) for row in alike}, key=lambda c: (c[1], c[0]))
+    lines = []
+    for defense, eps in cells:
+        own = [row for row in alike if (row["defense"], row["eps"]) == (defense, eps)]
+        curves, images = _curves(own), {row["n_images"] for row in own}
+        mean = _mean(curves)
+        counts = [n for n in sorted(mean) if n >= 0]
+        left = [f"{100 * mean[n]:.1f}" for n in (0, counts[-1], WEIGHTS)]
+        found = [_told(curves, max(images), floor, counts[-1]) for floor in (False, True)]
+        lines.append([NAMES[defense], f"{eps:g}", *left, *found, str(len(curves)),
+                      ", ".join(map(str, sorted(images)))])  # fmt: skip
+    most = max((row["n"] for row in alike), default=0)
+    head = ["defence", "ε", "0 images", f"{most:,} images", "weights", "K50",
+            "half-way to the weights", "seeds", "n"]  # fmt: skip
+    return _markdown(head, lines)
+
+
+def _curves(rows: Rows) -> list[dict[int, float]]:
+    """Return for each seed the accuracy by the attacker's images; under `WEIGHTS` with these."""
+    curves: dict[int, dict[int, float]] = {}
+    for row in rows:
+        n = WEIGHTS if row["attacker"] == "weights" else row["n"]
+        curves.setdefault(row["seed"], {})[n] = row["accuracy"]
+    whole = max(map(len, curves.values()))
+    return [curve for curve in curves.values() if len(curve) == whole]  # none that was stopped
+
+
+def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {n: sum(curve[n] for curve in curves) / len(curves) for n in curves[0]}
+
+
+def _found(curve: Mapping[int, float], floor: bool) -> float:
+    """Return K50 of a curve, infinite where it is not reached."""
+    points = {n: accuracy for n, accuracy in curve.items() if n != WEIGHTS}
+    found = k50(points, floor=curve[WEIGHTS] if floor else 0.0)
+    return math.inf if found is None else found
+
+
+def interval(
+    curves: Sequence[Mapping[int, float]], images: int, *, floor: bool = False, seed: int = 0
+) -> tuple[float, float]:
+    """Return a 95 % bootstrap interval of K50 over seeds and images; it may end in infinity.
+
+    Seeds are drawn with replacement, and how many of the images are right at each point from its
+    binomial. As the points share their images, the interval is rather too wide.
+
+    Args:
+        curves: for each seed the accuracy by the attacker's images.
+        images: how many each accuracy is of.
+        floor: half-way to the weights instead of to half.
+    """
+    drawn = np.random.default_rng(seed)
+    found = []
+    for _ in range(DRAWS):
+        chosen = [curves[k] for k in drawn.integers(len(curves), size=len(curves))]
+        noisy = [
+            {n: drawn.binomial(images, accuracy) / images for n, accuracy in curve.items()}
+            for curve in chosen
+        ]
+        found.append(_found(_mean(noisy), floor))
+    found.sort()
+    return found[int(0.025 * DRAWS)], found[int(0.975 * DRAWS)]
+
+
+def _told(curves: Sequence[Mapping[int, float]], images: int, floor: bool, most: int) -> str:
+    value = _found(_mean(curves), floor)
+    low, high = interval(curves, images, floor=floor)
+    return f"{_count(value, most)} [{_count(low, most)}, {_count(high, most)}]"
+
+
+def _count(value: float, most: int) -> str:
+    return f"> {most:,}" if math.isinf(value) else f"{value:,.0f}"
+
+
+def black_box_table(rows: Rows) -> str:
+    """Return what those who only ask leave of each defence, as Markdown; "" without rows."""
+    cells = {(row["defense"], row["attack"]["name"], row["eps"]): row for row in rows}
+    lines = [
+        [NAMES[defense], f"{eps:g}", *(_share(cells.get((defense, name, eps))) for name in ATTACKS)]
+        for defense, eps in dict.fromkeys((row["defense"], row["eps"]) for row in rows)
+    ]
+    return _markdown(["defence", "ε", *ATTACKS.values()], lines)
+
+
+def in_z_table(rows: Rows) -> str:
+    """Return what attackers leave of Defense-GAN by distance, as Markdown; "" without rows."""
+    cells = {(row["attacker"], row["distance"]): row for row in rows}
+    distances = sorted({row["distance"] for row in rows})
+    lines = [
+        [f"{distance:g}", *(_share(cells.get((attacker, distance))) for attacker in IN_Z)]
+        for distance in distances
+    ]
+    return _markdown(["normalised L2", *IN_Z.values()], lines)
+
+
+def _share(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{100 * row['accuracy']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return ""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+KNOWING: dict[str, Callable[[Rows], str]] = {
+    "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
+}  # fmt: skip
+"""By the file of rows under results/, which is also the name of its block in the README there."""

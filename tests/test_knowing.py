@@ -1,0 +1,59 @@
+"""Tables of attackers who know: K50 of known curves, its interval, what is missing stays empty."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from unfool.knowing import KNOWING, WEIGHTS, black_box_table, in_z_table, interval, k50_table
+
+
+def point(n: int | None, accuracy: float, **changes: Any) -> dict[str, Any]:
+    """A row of knowledge.jsonl; n None is the attacker with the weights."""
+    usual = {
+        "defense": "pix2pix", "eps": 0.3, "seed": 0, "n_images": 100, "changes": {},
+        "attacker": "weights" if n is None else "surrogate" if n else "f", "n": n or 0,
+        "accuracy": accuracy,
+    }  # fmt: skip
+    return usual | changes
+
+
+def test_k50_of_a_table_is_that_of_the_mean_of_whole_seeds() -> None:
+    """1, 1, 0 at 0, 3 and 15 images: half-way between 4 and 16 in log(1 + n), so at 7."""
+    rows = [point(0, 1.0), point(3, 1.0), point(15, 0.0), point(None, 0.0)]
+    cells = "| purifier | 0.3 | 100.0 | 0.0 | 0.0 | 7 [7, 7] | 7 [7, 7] | 1 | 100 |\n"
+    table = k50_table(rows)
+    assert table.endswith(cells)
+    assert "15 images" in table.splitlines()[0]
+    stopped = point(0, 0.2, seed=1)
+    other = point(3, 0.0, changes={"width": 8})
+    assert k50_table([*rows, stopped, other]) == table
+    both = [*rows, *(row | {"seed": 1} for row in rows)]
+    assert "| 2 | 100 |" in k50_table(both)
+    never = [point(0, 1.0), point(15, 1.0), point(None, 0.8)]
+    assert "| > 15 [> 15, > 15] | > 15 [> 15, > 15] |" in k50_table(never)
+
+
+def test_the_interval_shrinks_with_images_and_ends_where_nobody_was() -> None:
+    curve = {0: 0.9, 3: 0.7, 15: 0.3, 63: 0.1, WEIGHTS: 0.0}
+    wide, narrow = interval([curve], 50), interval([curve], 5000)
+    assert wide[0] < narrow[0] < 8.51 < narrow[1] < wide[1]  # K50 is 4 ** 1.625 - 1
+    assert interval([curve], 50) == wide  # the same again
+    higher = interval([{0: 0.9, 15: 0.5, WEIGHTS: 0.4}], 50)
+    assert math.isinf(higher[1])
+    apart = [curve, {n: max(0.0, v - 0.2) for n, v in curve.items()}]
+    seeds = interval(apart, 5000)
+    assert seeds[1] - seeds[0] > narrow[1] - narrow[0]
+
+
+def test_what_was_not_measured_stays_empty() -> None:
+    asked = {"low": 0.31, "high": 0.58, "accuracy": 0.44, "defense": "none", "eps": 0.15}
+    table = black_box_table([asked | {"attack": {"name": "spsa"}}])
+    assert table.endswith("| nothing | 0.15 |  | 44 [31, 58] |  |\n")
+    near = asked | {"distance": 0.005, "attacker": "z-space"}
+    assert in_z_table([near]).endswith("| 0.005 |  |  | 44 [31, 58] |\n")
+    assert [table([]) for table in KNOWING.values()] == ["", "", ""]
+    with pytest.raises(KeyError, match="soap"):
+        k50_table([point(n, 0.5, defense="soap") for n in (0, 3, None)])

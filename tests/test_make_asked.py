@@ -1,0 +1,112 @@
+"""`results/make_black_box.py` and `make_in_z.py`: rows are whole, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from unfool.artifacts import REPO, Store
+from unfool.evaluation import read_rows, wilson
+from unfool.lab import Lab
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPO / "results" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab("smoke", store=Store(tmp_path_factory.mktemp("store")))
+
+
+def problems(rows: list[dict[str, Any]], key: tuple[str, ...], wanted: set[Any]) -> list[str]:
+    """What in a file is not one row per cell, or contradicts itself."""
+    at = {tuple(row[k] for k in key): row for row in rows}
+    found = [f"{cell} is missing" for cell in sorted(wanted - set(at))]
+    found += ["a row is there twice"] if len(at) < len(rows) else []
+    for cell, row in at.items():
+        if (row["low"], row["high"]) != wilson(round(row["accuracy"] * row["n"]), row["n"]):
+            found.append(f"{cell}: another interval than Wilson's")
+        if row["accuracy"] > row["clean"]:
+            found.append(f"{cell}: more right than unattacked")
+    return found
+
+
+def asked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"name": row["attack"]["name"]} for row in rows]
+
+
+def test_a_black_box_run_goes_on(lab: Lab, tmp_path: Path) -> None:
+    made, path = script("make_black_box"), tmp_path / "some.jsonl"
+    made.measure(lab, "none", path, images=3, queries=60)
+    first = path.read_text("utf-8")
+    cells = {(name, eps) for name in made.SETTINGS for eps in made.EPS}
+    rows = read_rows(path)
+    assert problems(asked(rows), ("name", "eps"), cells) == []
+    assert {row["access"] for row in rows} == {"scores", "labels"}
+    assert problems(asked(rows)[1:], ("name", "eps"), cells) != []  # the control
+    lines = first.splitlines(keepends=True)
+    path.write_text("".join(lines[:3]), "utf-8")  # killed within an attack
+    made.measure(lab, "none", path, images=3, queries=60)
+    assert [(r["attack"], r["eps"], r["accuracy"]) for r in read_rows(path)] == [
+        (r["attack"], r["eps"], r["accuracy"]) for r in rows
+    ]
+    made.measure(lab, "none", path, images=3, queries=60)
+    assert len(read_rows(path)) == len(lines)
+
+
+def test_a_run_in_z_goes_on(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = script("make_in_z"), tmp_path / "some.jsonl"
+    monkeypatch.setattr(made, "STEPS", {"f": 2, "bpda": 1, "z-space": 3})
+    made.measure(lab, path, images=3)
+    rows = read_rows(path)
+    cells = {(name, d) for name, sizes in made.ATTACKERS.items() for d in sizes}
+    assert problems(rows, ("attacker", "distance"), cells) == []
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]), "utf-8")
+    made.measure(lab, path, images=3)
+    assert [r["accuracy"] for r in read_rows(path)] == [r["accuracy"] for r in rows]
+    assert len(read_rows(path)) == len(lines)
+
+
+def test_a_step_in_z_is_as_long_as_it_says() -> None:
+    made = script("make_in_z")
+    x = torch.full((2, 1, 4, 4), 0.5)
+    direction = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    moved = made.towards(x, direction, made.length(0.01, x))
+    assert (moved - x).square().mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.01, 0.01])
+    clipped = made.towards(x, direction, made.length(1.0, x))
+    assert 0 <= float(clipped.min()) <= float(clipped.max()) <= 1
+    assert torch.equal(made.towards(x, 0 * direction, 1.0), x)  # no direction, no step
+
+
+def test_an_outside_judge_takes_the_same_images(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path = script("make_outside"), tmp_path / "some.jsonl"
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(ModuleNotFoundError, match=r"makes \.venv-bench"):
+        made.measure(lab, "none", range(0, 3), path, steps=1)
+    monkeypatch.setattr(made, "autoattack", lambda model, x, y: x.clone())
+    for part in (range(0, 3), range(3, 5), range(0, 3)):
+        made.measure(lab, "none", part, path, steps=1)
+    rows = read_rows(path)
+    assert [(row["first"], row["n"]) for row in rows] == [(0, 3), (3, 2)]
+    for row in rows:  # theirs does nothing here, so all stays right that was
+        assert row["right_both"] <= row["right_ours"] <= row["right_theirs"] == row["clean"]
+    assert made.told("none", rows).startswith("undefended, 5 images: ours ")
+    monkeypatch.setattr(made, "autoattack", lambda model, x, y: (x + 0.3).clamp(0, 1))
+    with pytest.raises(AssertionError, match="left its ball"):
+        made.measure(lab, "none", range(5, 7), path, steps=1)
