@@ -110,3 +110,19 @@ def test_an_outside_judge_takes_the_same_images(
     monkeypatch.setattr(made, "autoattack", lambda model, x, y: (x + 0.3).clamp(0, 1))
     with pytest.raises(AssertionError, match="left its ball"):
         made.measure(lab, "none", range(5, 7), path, steps=1)
+
+
+def test_what_is_committed_is_whole() -> None:
+    box, z = script("make_black_box"), script("make_in_z")
+    rows = asked(Lab("smoke").committed_rows("black_box"))
+    left = {(row["defense"], row["name"], row["eps"]): row["accuracy"] for row in rows}
+    assert all(left[d, "square", e] <= accuracy for (d, _, e), accuracy in left.items())  # 11
+    cells = {(d, n, e) for d in box.DEFENSES for n in box.SETTINGS for e in box.EPS}
+    assert problems(rows, ("defense", "name", "eps"), cells) == []
+    assert {(row["n"], row["queries"]) for row in rows} == {(box.IMAGES, box.QUERIES)}
+    assert len(problems(rows[1:], ("defense", "name", "eps"), cells)) == 1  # the control
+    rows = Lab("smoke").committed_rows("in_z")
+    cells = {(name, d) for name, sizes in z.ATTACKERS.items() for d in sizes}
+    assert problems(rows, ("attacker", "distance"), cells) == []
+    flattered = [rows[0] | {"high": 1.01}, *rows[1:]]
+    assert problems(flattered, ("attacker", "distance"), cells) != []  # the control
