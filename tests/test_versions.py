@@ -77,9 +77,9 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         ["attacks/apgd.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
          "attacks/_guard.py"],
     ),
-    "attacks.asking": (
+    "attacks.black_box": (
         "VERSION",
-        ["attacks/asking.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
+        ["attacks/black_box.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
          "attacks/_guard.py"],
     ),
     "attacks.square": (

@@ -17,12 +17,11 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from unfool import figures, multiverse
+from unfool import attacker_tables, figures, multiverse
 from unfool.artifacts import REPO, write_text
 from unfool.attacks import paper_attacks
 from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
-from unfool.knowing import KNOWING
 from unfool.profiles import PROFILES
 
 CELLS = Path(__file__).with_name("paper.csv")
@@ -482,7 +481,7 @@ def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) ->
     told = summary(made) + multiverse.sentence(open_cells)
     linked = re.sub(r"\((tables|figures)/", r"(results/\1/", told)
     readme = between(readme, "tables", told)
-    for mark, table in KNOWING.items():
+    for mark, table in attacker_tables.TABLES.items():
         readme = between(readme, mark, table(_rows(mark)), "tables")
     files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)

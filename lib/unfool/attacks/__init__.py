@@ -17,8 +17,8 @@ from unfool.attacks._guard import random_targets
 from unfool.attacks.adaptive import bpda, eot, misread_by_generator, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
-from unfool.attacks.asking import VERSION as _ASKING
-from unfool.attacks.asking import hop_skip_jump, spsa
+from unfool.attacks.black_box import VERSION as _BLACK_BOX
+from unfool.attacks.black_box import hop_skip_jump, spsa
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
 from unfool.attacks.carlini_wagner import carlini_wagner_l2
 from unfool.attacks.carlini_wagner_l0 import VERSION as _CARLINI_WAGNER_L0
@@ -121,8 +121,8 @@ VERSIONS: dict[str, int] = {
     "fmn": _FMN,
     "apgd": _APGD,
     "square": _SQUARE,
-    "spsa": _ASKING,
-    "hop_skip_jump": _ASKING,
+    "spsa": _BLACK_BOX,
+    "hop_skip_jump": _BLACK_BOX,
 }
 """Part of the key of every adversarial set: raised when an attack's result changes."""
 

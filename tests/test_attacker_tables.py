@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unfool.knowing import KNOWING, WEIGHTS, black_box_table, in_z_table, interval, k50_table
+from unfool.attacker_tables import TABLES, WEIGHTS, black_box_table, in_z_table, interval, k50_table
 
 
 def point(n: int | None, accuracy: float, **changes: Any) -> dict[str, Any]:
@@ -54,6 +54,6 @@ def test_what_was_not_measured_stays_empty() -> None:
     assert table.endswith("| nothing | 0.15 |  | 44 [31, 58] |  |\n")
     near = asked | {"distance": 0.005, "attacker": "z-space"}
     assert in_z_table([near]).endswith("| 0.005 |  |  | 44 [31, 58] |\n")
-    assert [table([]) for table in KNOWING.values()] == ["", "", ""]
+    assert [table([]) for table in TABLES.values()] == ["", "", ""]
     with pytest.raises(KeyError, match="soap"):
         k50_table([point(n, 0.5, defense="soap") for n in (0, 3, None)])

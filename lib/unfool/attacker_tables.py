@@ -141,7 +141,7 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
 
 
-KNOWING: dict[str, Callable[[Rows], str]] = {
+TABLES: dict[str, Callable[[Rows], str]] = {
     "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
 }  # fmt: skip
 """By the file of rows under results/, which is also the name of its block in the README there."""
