@@ -47,6 +47,8 @@ def test_the_image_is_built(tmp_path: Path) -> None:
     done = subprocess.run(
         [clone / ".binder" / "postBuild"], cwd=clone, env=env, capture_output=True, text=True
     )
+    if done.returncode and "could not be reached" in done.stderr:
+        pytest.skip("no package index, which Binder installs from")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     names = lessons((BINDER / "postBuild").read_text("utf-8"))
     assert f"{len(names)} ok, 0 FAILED" in done.stdout

@@ -83,7 +83,12 @@ def test_installs_and_runs_without_a_network(
     (tmp_path / "trained" / "classifier").mkdir(parents=True)
     monkeypatch.setenv("UNFOOL_STORE", str(tmp_path / "trained"))
     bundle = tmp_path / "bundle"
-    assert course.verb_bundle(["--out", str(bundle)]) == 0
+    try:
+        assert course.verb_bundle(["--out", str(bundle)]) == 0
+    except course.Trouble as trouble:
+        if "could not be reached" in str(trouble):
+            pytest.skip("no package index, which a bundle is filled from")
+        raise
     done = offline(f"{sys.executable} course.py run 00 02 07 --profile smoke", bundle)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "3 ok, 0 FAILED" in done.stdout

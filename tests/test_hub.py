@@ -265,9 +265,14 @@ def test_a_learner_follows_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ]
 
         mine = home / "unfool" / "small.ipynb"
-        mine.write_text(mine.read_text("utf-8").replace("import sys", "import sys  # mine"))
-        publish(tmp_path, "next.ipynb", mine.read_text("utf-8").replace("mine", "the teacher's"))
+        handed = mine.read_text("utf-8")
+        mine.write_text(handed.replace("import sys", "import sys  # mine"), encoding="utf-8")
+        publish(
+            tmp_path, "small.ipynb", handed.replace("import sys", "import sys  # the teacher's")
+        )
+        publish(tmp_path, "next.ipynb", handed)
         pulled(session, server, **wanted)
-        assert (home / "unfool" / "next.ipynb").exists()
+        assert (home / "unfool" / "next.ipynb").read_text("utf-8") == handed
         assert "# mine" in mine.read_text("utf-8")
+        assert "teacher" not in mine.read_text("utf-8")
     assert not answers(f"{address}/hub/health")
