@@ -1,11 +1,14 @@
 """Measure what each image is worth to an attacker who trains a defence of his own like the one met.
 
-    .venv/bin/python results/make_knowledge.py --defenses pix2pix --seeds 0 1 2
+    .venv/bin/python results/make_knowledge.py --defenses pix2pix --seeds 1 2 3
 
 The defender and the attacker both know anet. The defender trains on adversarial images of the first
 1,600 training images, the attacker on those of n of the other 2,000; he attacks anet behind his own
 defence, and the result meets the defender's. Writes results/knowledge.jsonl; lesson 11 shows it. A
 case that is in the file is left alone, so a run that was stopped goes on where it was.
+
+The defender's seed is 0. An attacker of seed 0 starts from the defender's own first weights, which
+is knowledge, too, and worth much: such rows say "same start" instead of "surrogate".
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from unfool.threats import k50
 
 PATH = REPO / "results" / "knowledge.jsonl"
 EPS, STEPS = (0.15, 0.2, 0.3), 40
+DEFENDER = 0  # its seed
 Settings = Any  # of `pix2pix`, `ape_gan`, `denoiser` or `magnet`: a frozen dataclass
 
 
@@ -120,10 +124,10 @@ class Bench:
         return Half(x, fgsm(self.net, x, y, **step), crossed, success)
 
     def defender(self, defense: str) -> nn.Module:
-        """Return the defence that is met, of seed 0."""
-        lessons = self.defenders.some(len(self.defenders.x), 0)
+        """Return the defence that is met."""
+        lessons = self.defenders.some(len(self.defenders.x), DEFENDER)
         whose = {"name": f"half-{defense}"}
-        return self._kept(defense, lessons, usual(self.lab, defense), 0, whose)
+        return self._kept(defense, lessons, usual(self.lab, defense), DEFENDER, whose)
 
     def surrogate(self, case: Case, seed: int) -> tuple[nn.Module, Settings, int]:
         """Return an attacker's own defence, its settings and the updates that it took.
@@ -205,8 +209,8 @@ def main() -> None:
         help=f"of {', '.join(DEFENSES)}; by default pix2pix",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N",
-        help="of the surrogate, of its images and of PGD; the defender's is 0",
+        "--seeds", type=int, nargs="+", default=[1], metavar="N",
+        help="of the surrogate, of its images and of PGD; with the defender's, 0, it starts alike",
     )  # fmt: skip
     parser.add_argument(
         "--eps", type=float, nargs="+", default=EPS, metavar="E", help="by default %(default)s"
@@ -234,9 +238,10 @@ def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None
     about = {
         "defense": case.defense, "classifier": "anet", "dataset": lab.data.name,
         "fingerprint": lab.data.fingerprint, "profile": lab.profile.name, "seed": seed,
-        "defender_seed": 0, "defender_images": bench.sizes.defender, "n_images": bench.sizes.test,
-        "attacker": case.attacker, "n": case.n, "width": getattr(design, "width", None),
-        "skips": getattr(design, "skips", None), "changes": dict(case.changes), "eps": eps,
+        "defender_seed": DEFENDER, "defender_images": bench.sizes.defender,
+        "n_images": bench.sizes.test, "attacker": named(case, seed), "n": case.n,
+        "width": getattr(design, "width", None), "skips": getattr(design, "skips", None),
+        "changes": dict(case.changes), "eps": eps,
     }  # fmt: skip
     there = read_rows(path) if path.exists() else []
     if any(all(row[key] == value for key, value in about.items()) for row in there):
@@ -245,6 +250,12 @@ def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None
     row |= {"settings": asdict(settings), "versions": versions(), "git": git_commit()}
     append_rows([row], path)
     print(f"{case} seed {seed} eps {eps}: {row['accuracy']:.1%} right", flush=True)
+
+
+def named(case: Case, seed: int) -> str:
+    """Return what a row calls an attacker."""
+    alike = case.attacker == "surrogate" and seed == DEFENDER
+    return "same start" if alike else case.attacker
 
 
 def result(bench: Bench, case: Case, seed: int, eps: float) -> dict[str, Any]:

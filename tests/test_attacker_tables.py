@@ -23,13 +23,15 @@ def point(n: int | None, accuracy: float, **changes: Any) -> dict[str, Any]:
 def test_k50_of_a_table_is_that_of_the_mean_of_whole_seeds() -> None:
     """1, 1, 0 at 0, 3 and 15 images: half-way between 4 and 16 in log(1 + n), so at 7."""
     rows = [point(0, 1.0), point(3, 1.0), point(15, 0.0), point(None, 0.0)]
-    cells = "| purifier | 0.3 | 100.0 | 0.0 | 0.0 | 7 [7, 7] | 7 [7, 7] | 1 | 100 |\n"
+    cells = "| purifier | 0.3 | 100.0 | 0.0 |  | 0.0 | 7 [7, 7] | 7 [7, 7] | 1 | 100 |\n"
     table = k50_table(rows)
     assert table.endswith(cells)
     assert "15 images" in table.splitlines()[0]
     stopped = point(0, 0.2, seed=1)
     other = point(3, 0.0, changes={"width": 8})
     assert k50_table([*rows, stopped, other]) == table
+    alike = point(15, 0.125, attacker="same start", seed=1)
+    assert k50_table([*rows, alike]) == table.replace("| 0.0 |  |", "| 0.0 | 12.5 |")
     both = [*rows, *(row | {"seed": 1} for row in rows)]
     assert "| 2 | 100 |" in k50_table(both)
     never = [point(0, 1.0), point(15, 1.0), point(None, 0.8)]

@@ -30,9 +30,12 @@ Rows = Sequence[Mapping[str, Any]]
 def k50_table(rows: Rows) -> str:
     """Return K50 by defence and eps with its interval, as Markdown; "" without rows.
 
-    Rows of surrogates of another design than the defender's are left out.
+    Rows of surrogates of another design than the defender's are left out. Those of one that starts
+    from the defender's first weights have a column of their own.
     """
-    alike = [row for row in rows if not row["changes"]]
+    same = [row for row in rows if row["attacker"] == "same start" and not row["changes"]]
+    started = {(row["defense"], row["eps"], row["n"]): row["accuracy"] for row in same}
+    alike = [row for row in rows if row["attacker"] != "same start" and not row["changes"]]
     cells = sorted({(row["defense"], row["eps"]) for row in alike}, key=lambda c: (c[1], c[0]))
     lines = []
     for defense, eps in cells:
@@ -42,10 +45,12 @@ def k50_table(rows: Rows) -> str:
         counts = [n for n in sorted(mean) if n >= 0]
         left = [f"{100 * mean[n]:.1f}" for n in (0, counts[-1], WEIGHTS)]
         found = [_told(curves, max(images), floor, counts[-1]) for floor in (False, True)]
+        told = started.get((defense, eps, counts[-1]))
+        left.insert(2, "" if told is None else f"{100 * told:.1f}")
         lines.append([NAMES[defense], f"{eps:g}", *left, *found, str(len(curves)),
                       ", ".join(map(str, sorted(images)))])  # fmt: skip
     most = max((row["n"] for row in alike), default=0)
-    head = ["defence", "ε", "0 images", f"{most:,} images", "weights", "K50",
+    head = ["defence", "ε", "0 images", f"{most:,} images", "same start", "weights", "K50",
             "half-way to the weights", "seeds", "n"]  # fmt: skip
     return _markdown(head, lines)
 
