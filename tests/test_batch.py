@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -291,8 +292,10 @@ def test_records_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
         batch.one(job.name, tmp_path)
     assert not batch.result_of(job, tmp_path).exists()
     lines = 2
+    before = threading.active_count()
     batch.one(job.name, tmp_path)
     batch.one(job.name, tmp_path)  # is done: not run again
+    assert threading.active_count() == before, "a watcher of memory outlives the job"
     assert isinstance(read_records(batch.result_of(job, tmp_path))[0], Record)
     assert history(tmp_path, "begun")[job.name] == 2
     assert (tmp_path / "done" / "experiment" / job.name).exists()

@@ -52,8 +52,6 @@ def one(name: str, folder: Path) -> None:
     from filelock import FileLock
 
     job = load(folder / "plan.json")[name]
-    if job.mem_mb:
-        threading.Thread(target=_watch_memory, args=(name, job.mem_mb), daemon=True).start()
     (folder / "locks").mkdir(exist_ok=True)
     with FileLock(folder / "locks" / f"{name}.lock"):
         if not result_of(job, folder).exists():
@@ -61,6 +59,14 @@ def one(name: str, folder: Path) -> None:
             _experiment(job, folder) if job.kind == "experiment" else _build(job, folder)
             _note(folder, name, "ended")
     write_text(folder / "done" / job.kind / name, "")
+
+
+def process(name: str, folder: Path) -> None:
+    """Do one job as all that this process is for: over the job's memory, it ends."""
+    limit = load(folder / "plan.json")[name].mem_mb
+    if limit:
+        threading.Thread(target=_watch_memory, args=(name, limit), daemon=True).start()
+    one(name, folder)
 
 
 def _watch_memory(name: str, limit: int) -> None:
@@ -436,4 +442,4 @@ def _cancel(prefix: str, say: Say) -> None:
 
 
 if __name__ == "__main__":
-    one(sys.argv[1], Path.cwd())
+    process(sys.argv[1], Path.cwd())
