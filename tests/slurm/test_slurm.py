@@ -91,5 +91,6 @@ def test_a_job_over_its_memory_is_told(tmp_path: Path) -> None:
     assert refused.wait(LIMIT) == 1
     said = (out / "said.txt").read_text()
     assert "FAILED anet-mnist5k-s0" in said
-    assert "more memory than the 200 MB" in said
+    # Slurm and the job's own watcher race; whoever ends it, the limit is told.
+    assert "more memory than the 200 MB" in said or "MB and may hold 200" in said
     assert "raise `resources: {mem_mb" in said
