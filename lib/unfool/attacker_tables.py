@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unfool.report import markdown_table
 from unfool.threats import k50
 
 DRAWS = 1000  # of the bootstrap
@@ -52,7 +53,7 @@ def k50_table(rows: Rows) -> str:
     most = max((row["n"] for row in alike), default=0)
     head = ["defence", "ε", "0 images", f"{most:,} images", "same start", "weights", "K50",
             "half-way to the weights", "seeds", "n"]  # fmt: skip
-    return _markdown(head, lines)
+    return markdown_table(head, lines, right=True) if lines else ""
 
 
 def _curves(rows: Rows) -> list[dict[int, float]]:
@@ -119,7 +120,8 @@ def black_box_table(rows: Rows) -> str:
         [NAMES[defense], f"{eps:g}", *(_share(cells.get((defense, name, eps))) for name in ATTACKS)]
         for defense, eps in dict.fromkeys((row["defense"], row["eps"]) for row in rows)
     ]
-    return _markdown(["defence", "ε", *ATTACKS.values()], lines)
+    head = ["defence", "ε", *ATTACKS.values()]
+    return markdown_table(head, lines, right=True) if lines else ""
 
 
 def in_z_table(rows: Rows) -> str:
@@ -130,20 +132,14 @@ def in_z_table(rows: Rows) -> str:
         [f"{distance:g}", *(_share(cells.get((attacker, distance))) for attacker in IN_Z)]
         for distance in distances
     ]
-    return _markdown(["normalised L2", *IN_Z.values()], lines)
+    head = ["normalised L2", *IN_Z.values()]
+    return markdown_table(head, lines, right=True) if lines else ""
 
 
 def _share(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     return f"{100 * row['accuracy']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    if not lines:
-        return ""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
 
 
 TABLES: dict[str, Callable[[Rows], str]] = {

@@ -14,6 +14,7 @@ from statistics import fmean, median
 from unfool.attacks import paper_attacks
 from unfool.evaluation import Record
 from unfool.profiles import PROFILES
+from unfool.report import markdown_table
 
 NEAR = 0.01  # what the tables take for the same number
 SCORES: dict[str, Callable[[Record], float | None]] = {
@@ -197,7 +198,7 @@ def _choices(record: Record) -> dict[str, str]:
 def markdown(found: Sequence[Cell], names: Mapping[str, str]) -> str:
     """Return the page of the multiverse; `names` are the attacks' names for people."""
     parts = [f"# {TITLE}\n", NOTE, "As a picture: [figure](../figures/multiverse.png).\n"]
-    parts += [_table(head, rows) for head, rows in sections(found, names)]
+    parts += [markdown_table(head, rows) for head, rows in sections(found, names)]
     return "\n".join(parts)
 
 
@@ -246,8 +247,3 @@ def sentence(found: Sequence[Cell]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -10,7 +10,7 @@ import csv
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from unfool.attacks import paper_attacks
 from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
 from unfool.profiles import PROFILES
+from unfool.report import markdown_table, page, table_html
 
 CELLS = Path(__file__).with_name("paper.csv")
 RESULTS = REPO / "results"
@@ -86,21 +87,19 @@ class Table:
         """Return the table as a page of Markdown."""
         lines = [f"# The paper's Table {self.number}: {TITLES[self.number]}", ""]
         lines += [NOTES[self.number], "", KEY]
-        lines += [_line(self.head), _line(["---"] * len(self.head)), *map(_line, self.rows)]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + markdown_table(self.head, self.rows)
 
     def html(self) -> str:
         """Return the table as a section of a page."""
-        from unfool.report import table_html
-
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.head)
-        rows = [
-            "<tr>" + "".join(f"<td>{_cell(text)}</td>" for text in row) + "</tr>"
-            for row in self.rows
-        ]
         title = f"<h2>Table {self.number}: {html.escape(TITLES[self.number])}</h2>"
         note = f"<p>{_prose(NOTES[self.number])}</p>"
-        return f"{title}\n{note}\n{table_html(f'<tr>{head}</tr>', rows)}\n"
+        return f"{title}\n{note}\n{_table(self.head, self.rows)}\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    lines = ["".join(f"<td>{_cell(text)}</td>" for text in row) for row in rows]
+    return table_html(f"<tr>{titles}</tr>", [f"<tr>{line}</tr>" for line in lines])
 
 
 def _cell(text: str) -> str:
@@ -111,10 +110,6 @@ def _cell(text: str) -> str:
 def _prose(text: str) -> str:
     """Markdown's code as HTML's; there is no other mark-up in the notes."""
     return re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 # ------------------------------------------------------------------------------------ records
@@ -438,13 +433,12 @@ def _any_epoch(record: Record) -> bool:
 
 def summary(made: Sequence[Table]) -> str:
     """Return how many cells of each table have which verdict, as Markdown."""
-    head = ["table", *VERDICTS]
-    lines = [_line(head), _line(["---", *["---:"] * len(VERDICTS)])]
+    lines = []
     for table in made:
         counts = [str(table.verdicts[v]) if table.verdicts[v] else "" for v in VERDICTS]
         link = f"[Table {table.number}](tables/table{table.number}.md)"
-        lines.append(_line([f"{link}: {TITLES[table.number]}", *counts]))
-    return "\n".join(lines) + "\n"
+        lines.append([f"{link}: {TITLES[table.number]}", *counts])
+    return markdown_table(["table", *VERDICTS], lines, right=True)
 
 
 def file_of(figure: str) -> str:
@@ -468,8 +462,6 @@ def between(text: str, mark: str, body: str, by: str = "") -> str:
 
 def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) -> dict[str, str]:
     """Return the text of every file that `unfool tables` writes, by its path under results/."""
-    from unfool.report import page
-
     files = {f"tables/table{t.number}.md": t.markdown() for t in made}
     key = f"<p>{_prose(KEY)}</p>\n"
     body = "<h1>The paper's tables, ours beside them</h1>\n" + key + "".join(t.html() for t in made)
@@ -489,14 +481,9 @@ def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) ->
 
 
 def _open_html(found: Sequence[multiverse.Cell]) -> str:
-    from unfool.report import table_html
-
     parts = [f"<h2>{multiverse.TITLE}</h2>"]
     parts += [f"<p>{_prose(text)}</p>" for text in multiverse.NOTE.split("\n\n")]
-    for head, rows in multiverse.sections(found, ATTACKS):
-        titles = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-        lines = ["".join(f"<td>{html.escape(text)}</td>" for text in row) for row in rows]
-        parts.append(table_html(f"<tr>{titles}</tr>", [f"<tr>{line}</tr>" for line in lines]))
+    parts += [_table(head, rows) for head, rows in multiverse.sections(found, ATTACKS)]
     return "\n".join(parts) + "\n"
 
 

@@ -416,6 +416,14 @@ def _percent(record: Mapping[str, Any], key: str, interval: str = "") -> str:
     return f"{100 * value:.1f}{spread}"
 
 
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = False
+) -> str:
+    """A table in Markdown, a line each; `right` aligns all columns but the first to the right."""
+    rule = ["---", *["---:" if right else "---"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
 def as_text(rows: Sequence[tuple[str, ...]]) -> str:
     """The table in columns, for a terminal."""
     table = [COLUMNS, *rows]
