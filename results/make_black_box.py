@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from unfool.artifacts import REPO
 from unfool.attacks import ATTACKS
-from unfool.evaluation import append_rows, defended, predict, read_rows, wilson
+from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 from unfool.threats import seeded
 
@@ -60,9 +60,8 @@ def measure(
     }  # fmt: skip
     part = lab.data.test.first(images)
     for name in SETTINGS:
-        there = read_rows(path) if path.exists() else []
         alike = about | {"attack": {"name": name, "settings": settings_of(name)}}
-        done = [r["eps"] for r in there if all(r[k] == v for k, v in alike.items())]
+        done = [row["eps"] for row in rows_about(path, alike)]
         missing = [eps for eps in EPS if eps not in done]
         if not missing:
             continue

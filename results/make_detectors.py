@@ -18,7 +18,7 @@ from unfool.artifacts import REPO
 from unfool.attacks import apgd, with_refusal
 from unfool.attacks.apgd import plan
 from unfool.defenses.magnet import MagNet
-from unfool.evaluation import append_rows, defended, predict, read_rows, rejected, wilson
+from unfool.evaluation import append_rows, defended, predict, rejected, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 
 PATH = REPO / "results" / "detectors.jsonl"
@@ -45,9 +45,7 @@ def measure(lab: Lab, path: Path, images: int = IMAGES, steps: int = STEPS) -> N
         "n": len(part.labels), "attack": {"name": "apgd", "steps": steps, "targets": TARGETS},
     }  # fmt: skip
     there = [
-        (row["false_positives"], row["attacker"], row["eps"])
-        for row in (read_rows(path) if path.exists() else [])
-        if all(row[key] == value for key, value in about.items())
+        (row["false_positives"], row["attacker"], row["eps"]) for row in rows_about(path, about)
     ]
     for share in SHARES:
         defense = lab.defense("magnet", classifier="anet", false_positives=share)

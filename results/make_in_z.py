@@ -29,7 +29,7 @@ from torch import Generator, Tensor, nn
 from unfool.artifacts import REPO
 from unfool.attacks import bpda, misread_by_generator, pgd
 from unfool.defenses.defense_gan import DefenseGAN
-from unfool.evaluation import append_rows, defended, predict, read_rows, wilson
+from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 
 PATH = REPO / "results" / "in_z.jsonl"
@@ -69,8 +69,7 @@ def measure(lab: Lab, path: Path, images: int = IMAGES) -> None:
 
     for attacker, distances in ATTACKERS.items():
         alike = about | {"attacker": attacker, "steps": STEPS[attacker]}
-        there = read_rows(path) if path.exists() else []
-        done = [r["distance"] for r in there if all(r[k] == v for k, v in alike.items())]
+        done = [row["distance"] for row in rows_about(path, alike)]
         for distance in (d for d in distances if d not in done):
             size = length(distance, x)
             if attacker == "z-space":

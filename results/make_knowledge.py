@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from unfool.artifacts import REPO, load_tensors, save_tensors
 from unfool.attacks import deepfool, fgsm, paper_attacks, pgd
 from unfool.defenses import ape_gan, denoiser, magnet, pix2pix
-from unfool.evaluation import append_rows, defended, predict, read_rows, wilson
+from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 from unfool.threats import k50
 
@@ -243,8 +243,7 @@ def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None
         "width": getattr(design, "width", None), "skips": getattr(design, "skips", None),
         "changes": dict(case.changes), "eps": eps,
     }  # fmt: skip
-    there = read_rows(path) if path.exists() else []
-    if any(all(row[key] == value for key, value in about.items()) for row in there):
+    if rows_about(path, about):
         return
     row = about | result(bench, case, seed, eps)
     row |= {"settings": asdict(settings), "versions": versions(), "git": git_commit()}
@@ -285,11 +284,7 @@ def halved(path: Path, defense: str, seed: int, eps: float) -> str:
     Half-way is between the accuracy at n = 0 and the one that the weights leave, which may be above
     half of the former.
     """
-    rows = [
-        row
-        for row in read_rows(path)
-        if (row["defense"], row["seed"], row["eps"], row["changes"]) == (defense, seed, eps, {})
-    ]
+    rows = rows_about(path, {"defense": defense, "seed": seed, "eps": eps, "changes": {}})
     points = {row["n"]: row["accuracy"] for row in rows if row["attacker"] != "weights"}
     (weights,) = (row["accuracy"] for row in rows if row["attacker"] == "weights")
     found = [k50(points), k50(points, floor=weights)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from unfool.artifacts import REPO
 from unfool.attacks import apgd
 from unfool.attacks._guard import frozen
-from unfool.evaluation import append_rows, defended, predict, read_rows, wilson
+from unfool.evaluation import append_rows, defended, predict, read_rows, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 
 PATH = REPO / "results" / "outside.jsonl"
@@ -55,8 +55,7 @@ def measure(lab: Lab, defense: str, images: range, path: Path, steps: int = STEP
         "ours": {"name": "apgd", "steps": steps, "targets": TARGETS},
         "theirs": {"name": "torchattacks.AutoAttack", "version": "standard"},
     }  # fmt: skip
-    there = read_rows(path) if path.exists() else []
-    if any(all(row[key] == value for key, value in about.items()) for row in there):
+    if rows_about(path, about):
         return
     rows = slice(images.start, images.stop)
     x, y = lab.data.test.images[rows], lab.data.test.labels[rows]

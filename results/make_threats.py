@@ -20,7 +20,7 @@ from torch import nn
 from unfool import guards
 from unfool.artifacts import REPO
 from unfool.attacks import AttackSettings, bpda
-from unfool.evaluation import append_rows, read_rows, wilson
+from unfool.evaluation import append_rows, rows_about, wilson
 from unfool.lab import Lab, git_commit, versions
 from unfool.threats import Attackers, Threats, threat_levels
 
@@ -129,10 +129,8 @@ def measure(lab: Lab, case: Case, path: Path) -> None:
 
 def set_of_missing(about: dict[str, Any], case: Case, path: Path) -> set[tuple[str, float]]:
     """Return the levels and sizes that no row of the file is about."""
-    there = read_rows(path) if path.exists() else []
-    alike = [row for row in there if all(row[key] == value for key, value in about.items())]
     wanted = {(level, eps) for level in LEVELS for eps in case.eps}
-    return wanted - {(row["level"], row["eps"]) for row in alike}
+    return wanted - {(row["level"], row["eps"]) for row in rows_about(path, about)}
 
 
 def rows_of(found: Threats, case: Case) -> list[dict[str, Any]]:

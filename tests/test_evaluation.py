@@ -639,3 +639,14 @@ def test_records_are_grouped_by_what_was_changed() -> None:
     }
     assert by_change([flat, first]).keys() == {"unchanged", "skips=True"}
     assert by_change([]) == {}
+
+
+def test_rows_about_say_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert evaluation.rows_about(path, {"n": 1}) == []
+    rows = [{"n": 1, "eps": 0.1}, {"n": 1, "eps": 0.2}, {"n": 2, "eps": 0.1}]
+    evaluation.append_rows(rows, path)
+    assert evaluation.rows_about(path, {"n": 1}) == rows[:2]
+    assert evaluation.rows_about(path, {"n": 1, "eps": 0.2}) == rows[1:2]
+    assert evaluation.rows_about(path, {"n": 3}) == []
+    assert evaluation.rows_about(path, {}) == rows

@@ -602,6 +602,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_about(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a file that say all of `about`; none where there is no file yet.
+
+    What measures goes on by it where it was stopped.
+    """
+    there = read_rows(path) if path.exists() else []
+    return [row for row in there if all(row[key] == value for key, value in about.items())]
+
+
 def _ends_whole(path: Path) -> bool:
     """Whether the file is empty or ends a line: a killed writer may have left half of one."""
     with path.open("rb") as file:
