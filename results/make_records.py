@@ -100,6 +100,17 @@ def colour_curves() -> Iterator[Case]:
             yield Case("mnist-m", "resnet8", "pix2pix", settings, attacks=2)
 
 
+def colour_crossed() -> Iterator[Case]:
+    """Notebook 08: purifiers guided by one network or by none, put before another, in colour."""
+    three = ("resnet8", "bnet", "densenet40")
+    for owner in three:
+        for mu in (0.0, 1.0):
+            for reader in three:
+                other = owner if owner != reader else ""
+                settings = {"mu": mu} if mu else {}
+                yield Case("mnist-m", reader, "pix2pix", settings, attacks=2, trained_for=other)
+
+
 def curves() -> Iterator[Case]:
     """Notebook 07: every epoch of the purifier before bnet (the paper's Figure 5)."""
     for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
@@ -226,6 +237,7 @@ def desk() -> Iterator[Case]:
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
     "colour": colour, "colour-unseen": colour_unseen, "colour-curves": colour_curves,
+    "colour-crossed": colour_crossed,
     "transfer": transfer, "transfer-curves": transfer_curves, "unseen": unseen,
     "strengths": strengths, "rivals": rivals, "rivals-unseen": rivals_unseen, "table6": table6,
     "desk-table2": desk, "desk-table4": desk_crossed,

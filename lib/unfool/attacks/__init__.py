@@ -17,6 +17,7 @@ from unfool.attacks._guard import random_targets
 from unfool.attacks.adaptive import bpda, eot, misread_by_generator, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
+from unfool.attacks.autoattack import autoattack
 from unfool.attacks.black_box import VERSION as _BLACK_BOX
 from unfool.attacks.black_box import hop_skip_jump, spsa
 from unfool.attacks.carlini_wagner import VERSION as _CARLINI_WAGNER
@@ -49,6 +50,7 @@ __all__ = [
     "Attack",
     "AttackSettings",
     "apgd",
+    "autoattack",
     "bim",
     "bpda",
     "carlini_wagner_l0",
