@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from unfool.attacker_tables import TABLES, WEIGHTS, black_box_table, in_z_table, interval, k50_table
+from unfool.attacker_tables import (
+    TABLES,
+    WEIGHTS,
+    black_box_table,
+    in_z_table,
+    interval,
+    k50_table,
+    outside_table,
+)
 
 
 def point(n: int | None, accuracy: float, **changes: Any) -> dict[str, Any]:
@@ -50,12 +58,24 @@ def test_the_interval_shrinks_with_images_and_ends_where_nobody_was() -> None:
     assert seeds[1] - seeds[0] > narrow[1] - narrow[0]
 
 
+def test_the_outside_judge_by_hand() -> None:
+    row = {
+        "defense": "none", "eps": 0.15, "n": 50, "right_ours": 10, "right_theirs": 8,
+        "right_both": 7, "seconds": [10.0, 100.0],
+    }  # fmt: skip
+    table = outside_table([row, row | {"right_theirs": 10}])
+    # 6 images only we left right, 4 only AutoAttack did: (6 - 4) / 100.
+    assert "| nothing | 0.15 | 100 | 20.0 [13.3, 28.9] | 18.0 [11.7, 26.7] | +2.0 [" in table
+    assert table.endswith("| 0.20 | 2.00 |\n")
+    assert len(outside_table([row, row | {"defense": "pix2pix"}]).splitlines()) == 4
+
+
 def test_what_was_not_measured_stays_empty() -> None:
     asked = {"low": 0.31, "high": 0.58, "accuracy": 0.44, "defense": "none", "eps": 0.15}
     table = black_box_table([asked | {"attack": {"name": "spsa"}}])
     assert table.endswith("| nothing | 0.15 |  | 44 [31, 58] |  |\n")
     near = asked | {"distance": 0.005, "attacker": "z-space"}
     assert in_z_table([near]).endswith("| 0.005 |  |  | 44 [31, 58] |\n")
-    assert [table([]) for table in TABLES.values()] == ["", "", ""]
+    assert {table([]) for table in TABLES.values()} == {""}
     with pytest.raises(KeyError, match="soap"):
         k50_table([point(n, 0.5, defense="soap") for n in (0, 3, None)])

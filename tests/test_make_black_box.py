@@ -1,4 +1,4 @@
-"""`results/make_black_box.py` and `make_in_z.py`: rows are whole, and a stopped run goes on."""
+"""`results/make_black_box.py`, `make_in_z.py`, `make_outside.py`: rows are whole, and a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -123,3 +123,20 @@ def test_what_is_committed_is_whole() -> None:
     assert problems(rows, ("attacker", "distance"), cells) == []
     flattered = [rows[0] | {"high": 1.01}, *rows[1:]]
     assert problems(flattered, ("attacker", "distance"), cells) != []  # the control
+
+
+def test_ours_is_at_most_two_points_weaker_than_the_outside_judge() -> None:
+    made, rows = script("make_outside"), Lab("smoke").committed_rows("outside")
+
+    def weaker(rows: list[dict[str, Any]]) -> list[str]:
+        return [
+            name
+            for name in made.CLASSIFIERS
+            for own in [[row for row in rows if row["defense"] == name]]
+            if sum(row["n"] for row in own) < 500
+            or sum(row["right_ours"] - row["right_theirs"] for row in own) > 0.02 * 500
+        ]
+
+    assert weaker(rows) == []
+    assert weaker(rows[1:]) == [rows[0]["defense"]]  # the control: too few
+    assert weaker([rows[0] | {"right_ours": rows[0]["right_theirs"] + 20}, *rows[1:]]) != []

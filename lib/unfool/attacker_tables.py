@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from unfool.evaluation import paired_difference, wilson
 from unfool.report import markdown_table
 from unfool.threats import k50
 
@@ -136,6 +138,34 @@ def in_z_table(rows: Rows) -> str:
     return markdown_table(head, lines, right=True) if lines else ""
 
 
+def outside_table(rows: Rows) -> str:
+    """Return what our APGD and AutoAttack leave of each classifier, as Markdown; "" without rows.
+
+    The difference is paired: by how many points of the same images ours leaves more.
+    """
+    lines = []
+    for defense in dict.fromkeys(row["defense"] for row in rows):
+        own = [row for row in rows if row["defense"] == defense]
+        n, eps = sum(row["n"] for row in own), {row["eps"] for row in own}
+        ours, theirs, both = (
+            sum(row[f"right_{who}"] for row in own) for who in ("ours", "theirs", "both")
+        )
+        held = torch.zeros(2, n, dtype=torch.bool)
+        held[0, :ours] = True
+        held[1, ours - both : ours - both + theirs] = True
+        gap, low, high = (100 * share for share in paired_difference(*held))
+        seconds = [sum(row["seconds"][k] for row in own) / n for k in (0, 1)]
+        lines.append([
+            NAMES[defense], ", ".join(f"{e:g}" for e in sorted(eps)), str(n),
+            *("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * s for s in (k / n, *wilson(k, n))))
+              for k in (ours, theirs)),
+            f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]",
+            *(f"{s:.2f}" for s in seconds),
+        ])  # fmt: skip
+    head = ["classifier", "ε", "n", "APGD", "AutoAttack", "difference", "APGD, s", "AutoAttack, s"]
+    return markdown_table(head, lines, right=True) if lines else ""
+
+
 def _share(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -144,5 +174,6 @@ def _share(row: Mapping[str, Any] | None) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
+    "outside": outside_table,
 }  # fmt: skip
 """By the file of rows under results/, which is also the name of its block in the README there."""
