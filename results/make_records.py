@@ -234,6 +234,19 @@ def desk() -> Iterator[Case]:
             yield Case("mnist", classifier, "pix2pix", {"after": epoch}, "desk")
 
 
+def cifar() -> Iterator[Case]:
+    """Notebook 08: the guided loss on CIFAR-10's JPEG copy, resnet20, two of the four attacks.
+
+    The copy is `cifar10-jpeg.zip` in $UNFOOL_DATA: a class per folder, not CIFAR-10 to the bit.
+    """
+    copy = f"folder:{os.environ.get('UNFOOL_DATA', REPO / 'data')}/cifar10-jpeg.zip"
+    for name in ("none", "bits", "jpeg", "denoiser", "pix2pix"):
+        settings = {"bits": 3} if name == "bits" else {"quality": 75} if name == "jpeg" else {}
+        yield Case(copy, "resnet20", name, settings, "desk", attacks=2)
+    yield Case(copy, "resnet20", "pix2pix", {"mu": 1.0}, "desk", attacks=2)
+    yield Case(copy, "resnet20", "finetuned", {}, "desk", attacks=2)
+
+
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
     "colour": colour, "colour-unseen": colour_unseen, "colour-curves": colour_curves,
@@ -241,7 +254,7 @@ FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "transfer": transfer, "transfer-curves": transfer_curves, "unseen": unseen,
     "strengths": strengths, "rivals": rivals, "rivals-unseen": rivals_unseen, "table6": table6,
     "desk-table2": desk, "desk-table4": desk_crossed,
-    "desk-magnet": desk_magnet,
+    "desk-magnet": desk_magnet, "cifar": cifar,
 }  # fmt: skip
 
 
@@ -275,7 +288,7 @@ def measure(lab: Lab, case: Case, path: Path) -> None:
     owner = case.trained_for or case.classifier
     defense = lab.defense(case.defense, classifier=owner, **seen, **case.settings)
     wanted = {
-        "dataset": case.dataset, "classifier": case.classifier, "profile": case.profile,
+        "dataset": lab.data.name, "classifier": case.classifier, "profile": case.profile,
         "seed": lab.seed, "defense": case.defense, "defense_settings": lab.settings_of(defense),
     }  # fmt: skip
     if seen:

@@ -1,4 +1,4 @@
-"""`results/make_black_box.py`, `make_in_z.py`, `make_outside.py`: rows are whole, and a stopped run goes on."""
+"""`make_black_box.py`, `make_in_z.py`, `make_outside.py`: whole rows, and a stopped run goes on."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from unfool.training import (
     classifier_step,
     cosine,
     fit,
+    mirrored,
     recipe_for,
     shifted,
     train_classifier,
@@ -133,6 +134,45 @@ def test_recipes_are_chosen_by_name() -> None:
     assert recipe_for("resnet8").optimizer == "sgd"
     assert recipe_for("anet") == Recipe()
     assert recipe_for("b").shift == 0
+    for dataset in ("cifar10", "folder:/data/cifar10-jpeg.zip"):
+        photographs = recipe_for("resnet20", dataset)
+        assert (photographs.flip, photographs.longer) == (True, 3)
+        assert not recipe_for("anet", dataset).flip
+    assert not recipe_for("resnet8", "mnist-m").flip
+
+
+def test_a_recipe_without_the_newer_fields_has_the_key_it_had() -> None:
+    old = {"optimizer": "adam", "rate": 1e-3, "schedule": "cosine", "batch_size": 64, "shift": 1}
+    assert Recipe().as_key() == old
+    assert Recipe(flip=True).as_key() == old | {"flip": True}
+    assert Recipe(longer=3).as_key() == old | {"longer": 3}
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = torch.arange(400 * 4.0).view(400, 1, 2, 2)
+    torch.manual_seed(0)
+    seen = mirrored(images)
+    same = (seen == images).flatten(1).all(dim=1)
+    turned = (seen == images.flip(3)).flatten(1).all(dim=1)
+    assert bool((same ^ turned).all())
+    assert 150 < int(turned.sum()) < 250
+
+
+def test_only_a_recipe_that_says_so_mirrors() -> None:
+    images = torch.zeros(8, 1, 4, 4)
+    images[..., 0] = 1  # a bar on the left
+
+    def bars(recipe: Recipe) -> set[int]:
+        seen: set[int] = set()
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        net.register_forward_pre_hook(
+            lambda _, given: seen.update(given[0].sum(dim=(1, 2)).argmax(dim=1).tolist())
+        )
+        train_classifier(net, images, torch.zeros(8, dtype=torch.long), recipe, epochs=2)
+        return seen
+
+    assert bars(Recipe(shift=0, flip=True)) == {0, 3}
+    assert bars(Recipe(shift=0)) == {0}  # the control
 
 
 def test_rates_follow_the_schedule(toy: Toy) -> None:

@@ -406,7 +406,7 @@ class Lab:
         net = classifiers.build(
             name, self.data.shape, len(self.data.classes), seed=self.seed, relu_logits=relu_logits
         )
-        recipe = training.recipe_for(name)
+        recipe = training.recipe_for(name, self.dataset)
         images = self.profile.classifier_images or len(self.data.train)
         config: dict[str, Any] = {
             "name": f"{name}{'-relu' if relu_logits else ''}-{self.data.name}",
@@ -415,8 +415,8 @@ class Lab:
             "dataset": self.dataset,
             "fingerprint": self.data.fingerprint,
             "images": min(images, len(self.data.train)),
-            "epochs": self.profile.classifier_epochs,
-            "recipe": asdict(recipe),
+            "epochs": self.profile.classifier_epochs * recipe.longer,
+            "recipe": recipe.as_key(),
             "seed": self.seed,
             "version": [classifiers.VERSION, training.VERSION, self.device.type],
         }
@@ -505,11 +505,11 @@ class Lab:
         usual = {"epochs": max(1, self.profile.purifier.epochs // 2)}
         settings = finetuned.Settings(**{**usual, **override})
         net = self.classifier(classifier)
-        recipe = training.recipe_for(classifier.split("-")[0])
+        recipe = training.recipe_for(classifier.split("-")[0], self.dataset)
         config = {
             "name": f"finetuned-{classifier}-{self.data.name}",
             **self._lessons(net, seen, finetuned.VERSION),
-            "recipe": asdict(recipe),
+            "recipe": recipe.as_key(),
             "settings": asdict(settings),
         }
         made = finetuned.Finetuned(copy.deepcopy(net))
@@ -558,14 +558,14 @@ class Lab:
         net = classifiers.build(
             architecture, self.data.shape, len(self.data.classes), seed=self.seed
         ).to(self.device)
-        recipe = training.recipe_for(architecture)
+        recipe = training.recipe_for(architecture, self.dataset)
         part = self._training_images()
         config = {
             "name": f"adversarial-{kind}-{architecture}-{self.data.name}",
             "classifier": architecture,
             "fingerprint": self.data.fingerprint,
             "images": len(part),
-            "recipe": asdict(recipe),
+            "recipe": recipe.as_key(),
             "settings": asdict(settings),
             "seed": self.seed,
             "version": [
@@ -826,7 +826,7 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
         "classes": len(lab.data.classes),
         "profile": lab.profile.name,
         "seed": lab.seed,
-        "recipe": asdict(training.recipe_for(classifier)),
+        "recipe": training.recipe_for(classifier, lab.dataset).as_key(),
         "test_accuracy": accuracy(rounded, lab.data.test.images, lab.data.test.labels),
         "history": lab.history(net),
         "device": str(lab.device),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Recipe:
         schedule: "cosine" to zero, or "constant".
         batch_size: images per step.
         shift: largest random shift of an image, in pixels.
+        flip: half of the images are mirrored, at random; for photographs, never for digits.
+        longer: epochs for each one that the profile has.
     """
 
     optimizer: str = "adam"
@@ -120,12 +122,29 @@ class Recipe:
     schedule: str = "cosine"
     batch_size: int = 64
     shift: int = 1
+    flip: bool = False
+    longer: int = 1
+
+    def as_key(self) -> dict[str, Any]:
+        """Return what tells it apart in a store's key.
+
+        `flip` and `longer` are named only where they are set: what was trained before there were
+        these two is found again.
+        """
+        usual = {"flip": False, "longer": 1}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
 
-def recipe_for(classifier: str) -> Recipe:
-    """Return the recipe of a classifier by its name in `unfool.classifiers.CLASSIFIERS`."""
+def recipe_for(classifier: str, dataset: str = "") -> Recipe:
+    """Return the recipe of a classifier by its name in `unfool.classifiers.CLASSIFIERS`.
+
+    On CIFAR-10, its JPEG copy included, residual and dense networks see photographs mirrored, too,
+    and train for longer.
+    """
     if classifier.startswith(("resnet", "densenet")):
-        return Recipe("sgd", 0.1, batch_size=128, shift=4)
+        photographs = "cifar10" in dataset
+        longer = 3 if photographs else 1
+        return Recipe("sgd", 0.1, batch_size=128, shift=4, flip=photographs, longer=longer)
     if classifier in ("anet", "bnet"):
         return Recipe()
     return Recipe("adam", 1e-3, "constant", 128, shift=0)  # Defense-GAN's code, whitebox.py
@@ -144,8 +163,9 @@ def train_classifier(
 ) -> History:
     """Train a classifier in place on images (N, C, H, W) in [0, 1] and labels (N,); see `fit`."""
     optimizer = optimizer_for(net, recipe)
+    step = classifier_step(net, optimizer, shift=recipe.shift)
     return fit(
-        classifier_step(net, optimizer, shift=recipe.shift),
+        (lambda images, labels: step(mirrored(images), labels)) if recipe.flip else step,
         {"net": net},
         {"net": optimizer},
         [images, labels],
@@ -196,6 +216,12 @@ def shifted(images: Tensor, pixels: int) -> Tensor:
     image = torch.arange(n, device=images.device).view(n, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, channels, 1, 1)
     return padded[image, channel, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width)]
+
+
+def mirrored(images: Tensor) -> Tensor:
+    """Mirror each image (N, C, H, W) left to right with probability one half."""
+    which = torch.rand(len(images)).to(images.device) < 0.5  # drawn on the CPU
+    return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
 def cosine(done: float) -> float:

@@ -32,6 +32,7 @@ from unfool.training import (
     classifier_step,
     cosine,
     fit,
+    mirrored,
     optimizer_for,
     shifted,
 )
@@ -132,6 +133,7 @@ def train(
 
     def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         x = shifted(x, recipe.shift) if recipe.shift else x
+        x = mirrored(x) if recipe.flip else x
         x_adv = attacked(made, x, y, settings, eps)
         if settings.kind == "fgsm":
             x_adv, y = torch.cat([x, x_adv]), y.repeat(2)
