@@ -2,8 +2,8 @@
 
     .venv/bin/python results/make_threats.py --defenses pix2pix none --seeds 0
 
-Writes results/threats.jsonl, a row per defence, level of knowledge and eps; lessons 11 and 12 show
-them. A defence whose rows are there is left alone, so a run that was stopped goes on where it was.
+Writes results/threats.jsonl, a row per defence, level of knowledge and eps; lesson 11 shows them.
+A defence whose rows are there is left alone, so a run that was stopped goes on where it was.
 What is trained is kept in the store, as always.
 """
 

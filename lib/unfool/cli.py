@@ -15,7 +15,7 @@ RUN_EXAMPLES = """examples:
   unfool run                         every lesson, as committed
   unfool run 02 07                   two of them
   unfool run --profile smoke         a quick look at whether they run at all
-  unfool run 02 -p seed 3 -p epsilons "[0.1, 0.2]"
+  unfool run 02 -p seed 3 -p eps 0.2
   unfool run 02 --update             write the executed notebook back, cleaned
 
 Executed notebooks, logs, records and the HTML report go to --out. The exit status is 1 when a

@@ -8,7 +8,7 @@ image should be the image without the attack:
 The minimum is sought by gradient descent with momentum from several starts. Nothing is trained but
 the generator (`wgan_gp`), and no attack and no classifier takes part in that. No gradient leads
 through the search, which stops gradients and not attackers: Athalye et al. 2018 replace the search
-by the identity on the way back, and notebook 12 does so, too.
+by the identity on the way back, and results/make_in_z.py does so, too.
 """
 
 from __future__ import annotations
