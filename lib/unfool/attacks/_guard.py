@@ -215,8 +215,7 @@ def check_logits(logits: Tensor, y: Tensor, target: Tensor | None) -> None:
     """Refuse what is no logits of these classes; warn of probabilities."""
     if logits.ndim != 2:
         raise ValueError(f"the model must return logits (N, classes), not {tuple(logits.shape)}")
-    first = logits[:1]  # one image is enough to see what kind of outputs these are
-    if first.min() >= 0 and abs(float(first.sum()) - 1) < 1e-4:
+    if like_probabilities(logits):
         warnings.warn(
             "the model's outputs are >= 0 and sum to 1, like probabilities; attacks need logits: "
             "leave out its last Softmax",
@@ -225,6 +224,12 @@ def check_logits(logits: Tensor, y: Tensor, target: Tensor | None) -> None:
     check_range(y, logits.shape[1])
     if target is not None:
         check_range(target, logits.shape[1], "target")
+
+
+def like_probabilities(logits: Tensor) -> bool:
+    """Whether a model's outputs (N, classes) are none that attacks can use; one image tells."""
+    first = logits[:1]
+    return bool(first.min() >= 0) and abs(float(first.sum()) - 1) < 1e-4
 
 
 def levels_up_to_the_caller() -> int:

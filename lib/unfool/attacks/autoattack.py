@@ -16,6 +16,7 @@ from unfool.attacks._guard import (
     check_inputs,
     in_chunks,
     levels_up_to_the_caller,
+    like_probabilities,
     refuse_target,
 )
 from unfool.attacks.sign import check_eps
@@ -94,8 +95,7 @@ def _classes(logits: Tensor) -> int:
             f"{logits.shape[1]} classes, but AutoAttack's targeted loss compares {FEWEST}: "
             'use apgd(losses=["ce", "margin"])'
         )
-    sums = logits.sum(dim=1)
-    if float(logits.min()) >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    if like_probabilities(logits):
         raise ValueError(
             "the model's outputs are >= 0 and sum to 1, like probabilities, which AutoAttack would "
             "find flat and call robust: give it logits, the values before the softmax"
