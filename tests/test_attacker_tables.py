@@ -15,6 +15,7 @@ from unfool.attacker_tables import (
     interval,
     k50_table,
     outside_table,
+    white_box_tables,
 )
 
 
@@ -68,6 +69,20 @@ def test_the_outside_judge_by_hand() -> None:
     assert "| nothing | 0.15 | 100 | 20.0 [13.3, 28.9] | 18.0 [11.7, 26.7] | +2.0 [" in table
     assert table.endswith("| 0.20 | 2.00 |\n")
     assert len(outside_table([row, row | {"defense": "pix2pix"}]).splitlines()) == 4
+
+
+def test_the_white_box_by_hand() -> None:
+    share = {"low": 0.31, "high": 0.58, "accuracy": 0.44}
+    ball = {"defense": "none", "eps": 0.15, "restarts": 10} | share
+    far = {"defense": "none", "norm": "linf", "fooled": 9, "of": 10, "low": 0.1, "high": None}
+    rows = [
+        ball | {"attack": {"name": "apgd", "settings": {"losses": ["ce", "dlr"], "steps": 40}}},
+        far | {"attack": {"name": "fmn", "settings": {}}, "median": 0.125},
+    ]
+    made = white_box_tables(rows)
+    assert "APGD, ce and dlr, 40 steps × 10 |" in made
+    assert "| nothing | 44 [31, 58] |\n\n| defence | FMN, L∞ |" in made
+    assert made.endswith("| nothing | 0.12 (0.10 to ∞, 9 of 10) |\n")
 
 
 def test_what_was_not_measured_stays_empty() -> None:

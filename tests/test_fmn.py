@@ -136,6 +136,19 @@ def test_on_a_linear_model_it_finds_the_nearest_point_of_the_border(
     assert got[0, 0, 1].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_where_the_classes_tie_it_goes_on(norm: str) -> None:
+    # Exactly linear, so the first jump ends on the border itself, where nothing is fooled yet.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]]).expand(2, 16))
+        model[1].bias.copy_(torch.tensor([-7.2, 7.2]))
+    x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
+    got = fmn(model, x, y, norm=norm, steps=10)
+    assert model(got).argmax() == 1
+    assert float((got - x).abs().max()) == pytest.approx(0.05, rel=1e-3)
+
+
 # --- how near -------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""`make_black_box.py`, `make_in_z.py`, `make_outside.py`: whole rows, and a stopped run goes on."""
+"""`make_black_box.py` and its like: whole rows, and a run that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -107,6 +107,62 @@ def test_an_outside_judge_takes_the_same_images(
     monkeypatch.setattr(made, "autoattack", lambda model, x, y, eps: (x + 0.3).clamp(0, 1))
     with pytest.raises(AssertionError, match="left its ball"):
         made.measure(lab, "none", range(5, 7), path, steps=1)
+
+
+def test_a_white_box_run_goes_on(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = script("make_white_box"), tmp_path / "some.jsonl"
+    monkeypatch.setattr(made, "IN_A_BALL", (("pgd", 1, {"steps": 3}), ("pgd", 3, {"steps": 3})))
+    monkeypatch.setattr(made, "NEAREST", (("fmn", "linf", {"norm": "linf", "steps": 20}),))
+    made.measure(lab, "none", path, images=6)
+    once, thrice, near = rows = read_rows(path)
+    assert thrice["accuracy"] <= once["accuracy"] <= once["clean"]  # the first start is the same
+    assert near["fooled"] <= near["of"] == round(6 * near["clean"])
+    assert near["low"] <= near["median"]
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text(lines[0] + lines[2], "utf-8")
+    made.measure(lab, "none", path, images=6)
+    assert read_rows(path) == [once, near, thrice | {"git": read_rows(path)[2]["git"]}]
+    assert len(rows) == 3
+
+
+def test_who_is_never_fooled_is_infinitely_far() -> None:
+    made = script("make_white_box")
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
+    stone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    with torch.no_grad():
+        stone[1].weight.fill_(1e-3)
+        stone[1].bias.copy_(torch.tensor([9.0, 0.0]))
+    row = {"attack": {"name": "fmn", "settings": {"norm": "linf", "steps": 20}}, "norm": "linf"}
+    clean = torch.tensor([True, True, True, False])
+    found = made.nearest(stone, x, y, clean, row)
+    assert found == {"fooled": 0, "of": 3, "low": None, "median": None, "high": None}
+    with torch.no_grad():  # class 0 while the sum is above 7.2
+        stone[1].weight[0], stone[1].weight[1] = 1.0, -1.0
+        stone[1].bias.copy_(torch.tensor([-7.2, 7.2]))
+    found = made.nearest(stone, x, y, clean, row)
+    assert found["fooled"] == found["of"] == 3
+    assert found["median"] == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_white_box_rows_that_are_committed_are_whole() -> None:
+    made, rows = script("make_white_box"), Lab("smoke").committed_rows("white_box")
+
+    def missing(rows: list[dict[str, Any]]) -> list[str]:
+        return [
+            f"{defense} {wanted}"
+            for defense in made.DEFENSES
+            for wanted in made.wanted()
+            if not any(
+                row["defense"] == defense
+                and row["n"] >= 100
+                and all(row.get(k) == v for k, v in wanted.items())
+                for row in rows
+            )
+        ]
+
+    assert missing(rows) == []
+    assert len(missing(rows[1:])) == 1  # the control
+    assert max(row["restarts"] for row in rows if "eps" in row) >= 10
 
 
 def test_what_is_committed_is_whole() -> None:

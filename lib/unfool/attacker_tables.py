@@ -23,6 +23,8 @@ NAMES = {
     "denoiser": "denoiser", "magnet": "MagNet's reformer", "adversarial_pgd": "PGD-trained",
 }  # fmt: skip
 ATTACKS = {"square": "Square", "spsa": "SPSA", "hop_skip_jump": "HopSkipJump"}
+WHITE = {"pgd": "PGD", "apgd": "APGD", "carlini_wagner_l2": "C&W", "fmn": "FMN"}
+NORMS = {"l2": "L2", "linf": "L∞"}
 IN_Z = {
     "f": "PGD on the classifier alone", "bpda": "PGD through BPDA",
     "z-space": "towards misread G(z)",
@@ -166,6 +168,45 @@ def outside_table(rows: Rows) -> str:
     return markdown_table(head, lines, right=True) if lines else ""
 
 
+def white_box_tables(rows: Rows) -> str:
+    """Return what each white-box attack leaves, and how far the nearest errors lie, as Markdown."""
+    in_a_ball = [row for row in rows if "eps" in row]
+    nearest = [row for row in rows if "norm" in row]
+    made = (_by_attack(in_a_ball, _share), _by_attack(nearest, _distance))
+    return "\n".join(table for table in made if table)
+
+
+def _by_attack(rows: Rows, told: Callable[[Mapping[str, Any] | None], str]) -> str:
+    """Return a table of a line per defence and a column per attack; "" without rows."""
+    cells = {(row["defense"], _attack(row)): row for row in rows}
+    attacks = dict.fromkeys(map(_attack, rows))
+    lines = [
+        [NAMES[defense], *(told(cells.get((defense, attack))) for attack in attacks)]
+        for defense in dict.fromkeys(row["defense"] for row in rows)
+    ]
+    return markdown_table(["defence", *attacks], lines, right=True) if lines else ""
+
+
+def _attack(row: Mapping[str, Any]) -> str:
+    """Return the head of an attack's column."""
+    attack, name = row["attack"]["settings"], row["attack"]["name"]
+    if "norm" in row:
+        return f"{WHITE[name]}, {NORMS[row['norm']]}"
+    losses = f", {' and '.join(attack['losses'])}" if name == "apgd" else ""
+    return f"{WHITE[name]}{losses}, {attack['steps']} steps × {row['restarts']}"
+
+
+def _distance(row: Mapping[str, Any] | None) -> str:
+    """Return the median, the quartiles, and how many were fooled at all if not all."""
+    if row is None:
+        return ""
+    median, low, high = (
+        "∞" if row[key] is None else f"{row[key]:.2f}" for key in ("median", "low", "high")
+    )
+    some = "" if row["fooled"] == row["of"] else f", {row['fooled']} of {row['of']}"
+    return f"{median} ({low} to {high}{some})"
+
+
 def _share(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -174,6 +215,6 @@ def _share(row: Mapping[str, Any] | None) -> str:
 
 TABLES: dict[str, Callable[[Rows], str]] = {
     "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
-    "outside": outside_table,
+    "outside": outside_table, "white_box": white_box_tables,
 }  # fmt: skip
 """By the file of rows under results/, which is also the name of its block in the README there."""

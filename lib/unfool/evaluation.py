@@ -608,7 +608,7 @@ def rows_about(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     What measures goes on by it where it was stopped.
     """
     there = read_rows(path) if path.exists() else []
-    return [row for row in there if all(row[key] == value for key, value in about.items())]
+    return [row for row in there if all(row.get(key) == value for key, value in about.items())]
 
 
 def _ends_whole(path: Path) -> bool:

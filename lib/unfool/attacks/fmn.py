@@ -29,7 +29,7 @@ from unfool.attacks._nearest import (
 )
 from unfool.progress import Progress
 
-VERSION = 1
+VERSION = 2
 GAMMA_LAST = 0.001
 HALVINGS = 10  # of the way from x to a given start
 
@@ -166,7 +166,9 @@ def descend(
         if ball.dual is None:
             radius = next_count(radius, by, margin, nearest.distance)
         else:
-            border = length + margin.abs() / ball.dual(gradient).clamp(min=SHORTEST)
+            # A little further than the border itself, where the classes tie and nothing is fooled.
+            way = margin.abs() + 2 * ROUNDING
+            border = length + way / ball.dual(gradient).clamp(min=SHORTEST)
             radius = next_radius(radius, by, margin, nearest.distance, border)
         radius = torch.minimum(radius, farthest)
         change = images - x + annealed(alpha, alpha / 100, share) * unit(gradient)
