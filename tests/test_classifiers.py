@@ -123,6 +123,9 @@ def test_literal_dropout_keeps_what_the_printed_rate_drops() -> None:
     assert rates(model_b(GREY, literal_dropout=True)) == [0.8, 0.5]
     assert rates(model_a(GREY)) == [0.25, 0.5]
     assert rates(model_a(GREY, literal_dropout=True)) == [0.75, 0.5]
+    assert rates(build("b", GREY, literal_dropout=True)) == [0.8, 0.5]
+    with pytest.raises(ValueError, match="a reading of a, b, c, d, e, f, not of anet"):
+        build("anet", GREY, literal_dropout=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -26,8 +26,9 @@ Shape = tuple[int, int, int]
 
 
 def build(
-    name: str, shape: Shape, classes: int = 10, *, seed: int = 0, relu_logits: bool = False
-) -> nn.Module:
+    name: str, shape: Shape, classes: int = 10, *, seed: int = 0, relu_logits: bool = False,
+    literal_dropout: bool = False,
+) -> nn.Module:  # fmt: skip
     """Return a fresh classifier with weights drawn from `seed`; the global random state stays put.
 
     Args:
@@ -36,15 +37,21 @@ def build(
         classes: number of logits.
         seed: of the initial weights.
         relu_logits: append a ReLU to the logits, as the paper's Table 1 prints it.
+        literal_dropout: of Defense-GAN's A to F, what their code did with the printed rates.
 
     Raises:
-        ValueError: no classifier of that name; the message lists them.
+        ValueError: no classifier of that name, the message lists them; or no such dropout in it.
     """
     if name not in CLASSIFIERS:
         raise unknown(name, CLASSIFIERS)
+    if literal_dropout and name not in DEFENSE_GAN:
+        raise ValueError(f"literal_dropout is a reading of {', '.join(DEFENSE_GAN)}, not of {name}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        net = CLASSIFIERS[name](shape, classes)
+        if literal_dropout:
+            net = DEFENSE_GAN[name](shape, classes, literal_dropout=True)
+        else:
+            net = CLASSIFIERS[name](shape, classes)
     return nn.Sequential(net, nn.ReLU()) if relu_logits else net
 
 
@@ -277,15 +284,13 @@ def _densenet(depth: int) -> Callable[[Shape, int], nn.Module]:
     return lambda shape, classes: densenet(shape, classes, depth=depth)
 
 
+DEFENSE_GAN: dict[str, Callable[..., nn.Module]] = {
+    "a": model_a, "b": model_b, "c": model_c, "d": model_d, "e": model_e, "f": model_f,
+}  # fmt: skip
 CLASSIFIERS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "anet": anet,
     "bnet": bnet,
-    "a": model_a,
-    "b": model_b,
-    "c": model_c,
-    "d": model_d,
-    "e": model_e,
-    "f": model_f,
+    **DEFENSE_GAN,
     "resnet8": _resnet(8),
     "resnet20": _resnet(20),
     "resnet18": _resnet(18),

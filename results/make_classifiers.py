@@ -1,0 +1,79 @@
+"""Train Defense-GAN's A to D on full MNIST, with both readings of their dropout: clean accuracy.
+
+    UNFOOL_DATA=FOLDER python results/make_classifiers.py --classifiers a b c d --seeds 0
+
+Their code passed the printed rates to an argument that means the share that is kept ("as run").
+Writes results/classifiers.jsonl, a row per classifier, reading and seed; a row that is there is
+left alone, and a training that was stopped goes on at its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from unfool import classifiers, training
+from unfool.artifacts import REPO
+from unfool.evaluation import append_rows, predict, rows_about, wilson
+from unfool.lab import Lab, git_commit, versions
+from unfool.progress import shown
+
+PATH = REPO / "results" / "classifiers.jsonl"
+NAMES = ("a", "b", "c", "d")
+READINGS = ("printed", "as run")
+
+
+def main() -> None:
+    """Train the classifiers that were asked for, with each seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--classifiers", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME",
+        help=f"by default all: {', '.join(NAMES)}",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        lab = Lab(profile="desk", dataset="mnist", seed=seed)
+        for name in options.classifiers:
+            for dropout in READINGS:
+                measure(lab, name, dropout, PATH)
+
+
+def measure(lab: Lab, name: str, dropout: str, path: Path) -> None:
+    """Append a classifier's row if the file does not have it yet."""
+    profile, data = lab.profile, lab.data
+    recipe = training.recipe_for(name, data.name)
+    images = profile.classifier_images or len(data.train)
+    about: dict[str, Any] = {
+        "classifier": name, "dropout": dropout, "dataset": data.name,
+        "fingerprint": data.fingerprint, "profile": profile.name, "seed": lab.seed,
+        "epochs": profile.classifier_epochs * recipe.longer, "images": min(images, len(data.train)),
+    }  # fmt: skip
+    if rows_about(path, about):
+        return
+    net = classifiers.build(
+        name, data.shape, len(data.classes), seed=lab.seed, literal_dropout=dropout == "as run"
+    )
+    part = data.train.first(about["images"])
+    label = f"{name}, dropout {dropout}, seed {lab.seed}"
+    checkpoint = path.with_name(f".{name}-{dropout.replace(' ', '-')}-{lab.seed}.safetensors")
+    with shown(label) as progress:
+        training.train_classifier(
+            net, part.images, part.labels, recipe, epochs=about["epochs"], seed=lab.seed,
+            checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+    right = int((predict(net.eval(), data.test.images) == data.test.labels).sum())
+    n = len(data.test)
+    low, high = wilson(right, n)
+    row = about | {
+        "n": n, "accuracy": right / n, "low": low, "high": high,
+        "versions": versions(), "git": git_commit(),
+    }  # fmt: skip
+    append_rows([row], path)
+    checkpoint.unlink(missing_ok=True)
+    print(f"{label}: {right / n:.2%} [{low:.2%}, {high:.2%}] of {n}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
