@@ -11,6 +11,7 @@ from unfool.attacker_tables import (
     TABLES,
     WEIGHTS,
     black_box_table,
+    classifiers_table,
     in_z_table,
     interval,
     k50_table,
@@ -83,6 +84,14 @@ def test_the_white_box_by_hand() -> None:
     assert "APGD, ce and dlr, 40 steps × 10 |" in made
     assert "| nothing | 44 [31, 58] |\n\n| defence | FMN, L∞ |" in made
     assert made.endswith("| nothing | 0.12 (0.10 to ∞, 9 of 10) |\n")
+
+
+def test_two_readings_of_a_dropout_side_by_side() -> None:
+    row = {"classifier": "b", "dropout": "printed", "accuracy": 0.991, "low": 0.989, "high": 0.9925}
+    table = classifiers_table([row])
+    assert table.endswith("| B | 99.10 [98.90, 99.25] |  | 96.2 |\n")
+    both = [row, row | {"dropout": "as run", "accuracy": 0.5}, row | {"accuracy": 0.992}]
+    assert classifiers_table(both).endswith("| B | 99.10, 99.20 | 50.00 [98.90, 99.25] | 96.2 |\n")
 
 
 def test_what_was_not_measured_stays_empty() -> None:

@@ -457,6 +457,18 @@ def test_weights_are_committed_with_what_they_were_made_from(
     assert lab.accuracy("anet-mnist5k") == made["test_accuracy"]  # seed 5 trains nothing
 
 
+def test_weights_from_somebodys_folder_name_no_path(
+    cold: Built, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold.lab.classifier("anet")
+    monkeypatch.setattr(cold.lab, "data", replace(cold.lab.data, name="folder:pets.zip"))
+    monkeypatch.setattr(cold.lab, "dataset", "folder:/home/me/pets.zip")
+    path = commit_weights(cold.lab, "anet")
+    assert path == weights / "anet-pets.safetensors"
+    assert b"/home/me" not in path.read_bytes()
+    assert load_tensors(path)[1]["dataset"] == "folder:pets.zip"
+
+
 def test_committed_weights_of_another_shape_are_refused(weights: Path, root: Path) -> None:
     net = classifiers.build("anet", (3, 32, 32))
     made = {"classifier": "anet", "classes": 10, "shape": [3, 32, 32], "dataset": "cifar10"}

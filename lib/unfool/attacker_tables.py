@@ -1,4 +1,4 @@
-"""Tables of what attackers who know a defence make of it, from the plain rows under results/.
+"""Tables of plain rows under results/: attackers who know a defence, Defense-GAN's classifiers.
 
 `unfool tables` writes them into results/README.md.
 """
@@ -29,6 +29,9 @@ IN_Z = {
     "f": "PGD on the classifier alone", "bpda": "PGD through BPDA",
     "z-space": "towards misread G(z)",
 }  # fmt: skip
+SHARES = ("accuracy", "low", "high")
+# Clean accuracy on MNIST, %: Samangouei et al. 2018, what the paper's Table 6 takes over.
+REPORTED = {"a": 99.7, "b": 96.2, "c": 99.6, "d": 99.2}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -207,6 +210,27 @@ def _distance(row: Mapping[str, Any] | None) -> str:
     return f"{median} ({low} to {high}{some})"
 
 
+def classifiers_table(rows: Rows) -> str:
+    """Return clean accuracy by classifier and reading of the dropout; "" without rows."""
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["classifier"], row["dropout"]), []).append(row)
+
+    def told(some: Rows) -> str:
+        if len(some) == 1:
+            (row,) = some
+            return "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * row[k] for k in SHARES))
+        return ", ".join(f"{100 * row['accuracy']:.2f}" for row in some)
+
+    lines = [
+        [name.upper(), *(told(cells.get((name, way), [])) for way in ("printed", "as run")),
+         f"{REPORTED[name]:.1f}"]
+        for name in dict.fromkeys(row["classifier"] for row in rows)
+    ]  # fmt: skip
+    head = ["classifier", "dropout as printed", "dropout as run", "reported"]
+    return markdown_table(head, lines, right=True) if lines else ""
+
+
 def _share(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -216,5 +240,6 @@ def _share(row: Mapping[str, Any] | None) -> str:
 TABLES: dict[str, Callable[[Rows], str]] = {
     "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
     "outside": outside_table, "white_box": white_box_tables,
+    "classifiers": classifiers_table,
 }  # fmt: skip
 """By the file of rows under results/, which is also the name of its block in the README there."""

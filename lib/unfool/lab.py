@@ -812,7 +812,7 @@ def records_path() -> Path:
 def commit_weights(lab: Lab, classifier: str) -> Path:
     """Write a trained classifier to `results/weights/CLASSIFIER-DATASET.safetensors`, as bfloat16.
 
-    The metadata say what it was made from and how well the rounded weights do on the test split.
+    Of a data set that is somebody's folder only its last name is kept. The metadata say what it was made from and how well the rounded weights do on the test split.
     """
     net = lab.classifier(classifier)
     small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
@@ -820,7 +820,7 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     rounded.load_state_dict(_in_float32(small))
     made = {
         "classifier": classifier,
-        "dataset": lab.dataset,
+        "dataset": lab.data.name,
         "fingerprint": lab.data.fingerprint,
         "shape": lab.data.shape,
         "classes": len(lab.data.classes),
@@ -833,7 +833,8 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
         "versions": versions(),
     }
     WEIGHTS.mkdir(parents=True, exist_ok=True)
-    path = WEIGHTS / f"{classifier}-{lab.data.name}.safetensors"
+    short = lab.data.name.removeprefix("folder:").removesuffix(".zip")
+    path = WEIGHTS / f"{classifier}-{short}.safetensors"
     save_tensors(path, small, made)
     return path
 
