@@ -4,7 +4,8 @@
 
 Their code passed the printed rates to an argument that means the share that is kept ("as run").
 Writes results/classifiers.jsonl, a row per classifier, reading and seed; a row that is there is
-left alone, and a training that was stopped goes on at its last epoch.
+left alone, and a training that was stopped goes on at its last epoch. Those with the dropout as
+printed are kept in the store, as always.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from unfool import classifiers, training
 from unfool.artifacts import REPO
@@ -52,18 +55,8 @@ def measure(lab: Lab, name: str, dropout: str, path: Path) -> None:
     }  # fmt: skip
     if rows_about(path, about):
         return
-    net = classifiers.build(
-        name, data.shape, len(data.classes), seed=lab.seed, literal_dropout=dropout == "as run"
-    )
-    part = data.train.first(about["images"])
-    label = f"{name}, dropout {dropout}, seed {lab.seed}"
-    checkpoint = path.with_name(f".{name}-{dropout.replace(' ', '-')}-{lab.seed}.safetensors")
-    with shown(label) as progress:
-        training.train_classifier(
-            net, part.images, part.labels, recipe, epochs=about["epochs"], seed=lab.seed,
-            checkpoint=checkpoint, progress=progress,
-        )  # fmt: skip
-    right = int((predict(net.eval(), data.test.images) == data.test.labels).sum())
+    net = lab.classifier(name) if dropout == "printed" else as_run(lab, name, about, path)
+    right = int((predict(net, data.test.images) == data.test.labels).sum())
     n = len(data.test)
     low, high = wilson(right, n)
     row = about | {
@@ -71,8 +64,27 @@ def measure(lab: Lab, name: str, dropout: str, path: Path) -> None:
         "versions": versions(), "git": git_commit(),
     }  # fmt: skip
     append_rows([row], path)
+    print(
+        f"{name}, dropout {dropout}, seed {lab.seed}: {right / n:.2%} [{low:.2%}, {high:.2%}] of {n}",
+        flush=True,
+    )
+
+
+def as_run(lab: Lab, name: str, about: dict[str, Any], path: Path) -> nn.Module:
+    """Return a classifier trained as the lab trains it, but for its dropout."""
+    data = lab.data
+    net = classifiers.build(
+        name, data.shape, len(data.classes), seed=lab.seed, literal_dropout=True
+    )
+    part = data.train.first(about["images"])
+    checkpoint = path.with_name(f".{name}-as-run-{lab.seed}.safetensors")
+    with shown(f"training {name}, dropout as run") as progress:
+        training.train_classifier(
+            net, part.images, part.labels, training.recipe_for(name, data.name),
+            epochs=about["epochs"], seed=lab.seed, checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
-    print(f"{label}: {right / n:.2%} [{low:.2%}, {high:.2%}] of {n}", flush=True)
+    return net.eval()
 
 
 if __name__ == "__main__":

@@ -98,6 +98,22 @@ def test_a_smaller_scale_is_shown_and_not_compared() -> None:
     assert (row["verdict"], row["scale"]) == ("reproduced", "desk, mnist")
 
 
+def test_a_smaller_network_on_the_jpeg_copy_is_shown_and_not_compared() -> None:
+    name = "resnet20-cifar10-jpeg"
+    fields: dict[str, Any] = dict(
+        dataset=paper.JPEG, classifier=name, made_on=name, trained_for=name,
+        attack_settings={"eps": 0.1}, learned_from=["fgsm", "deepfool"],
+    )  # fmt: skip
+    guided = desk("fgsm", 0.8282, **fields, defense_settings=PURIFIER | {"mu": 1.0})
+    (row,) = rows(3, [guided], "Rnet", "FGSM")
+    assert (row["verdict"], row["scale"]) == ("not comparable", "desk, cifar10-jpeg.zip, resnet20")
+    plain = desk("fgsm", 0.8282, **fields)  # without the guided loss it isn't the paper's
+    paper_own = replace(guided, dataset="cifar10")  # nor on its data, of this size
+    for other in (plain, paper_own):
+        assert rows(3, [other], "Rnet", "FGSM")[0]["verdict"] == "untested at this scale"
+    assert rows(3, [guided], "Dnet", "FGSM")[0]["verdict"] == "untested at this scale"
+
+
 def test_seeds_are_joined_and_none_counts_twice() -> None:
     records = [desk("fgsm", 0.98 + 0.001 * seed, seed=seed) for seed in range(3)]
     (row,) = rows(2, [*records, records[0]], "Anet", "FGSM")

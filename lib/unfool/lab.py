@@ -812,7 +812,8 @@ def records_path() -> Path:
 def commit_weights(lab: Lab, classifier: str) -> Path:
     """Write a trained classifier to `results/weights/CLASSIFIER-DATASET.safetensors`, as bfloat16.
 
-    Of a data set that is somebody's folder only its last name is kept. The metadata say what it was made from and how well the rounded weights do on the test split.
+    Of a data set that is somebody's folder only its last name is kept. The metadata say what it was
+    made from and how well the rounded weights do on the test split.
     """
     net = lab.classifier(classifier)
     small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
