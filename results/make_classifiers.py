@@ -64,10 +64,8 @@ def measure(lab: Lab, name: str, dropout: str, path: Path) -> None:
         "versions": versions(), "git": git_commit(),
     }  # fmt: skip
     append_rows([row], path)
-    print(
-        f"{name}, dropout {dropout}, seed {lab.seed}: {right / n:.2%} [{low:.2%}, {high:.2%}] of {n}",
-        flush=True,
-    )
+    share = f"{right / n:.2%} [{low:.2%}, {high:.2%}]"
+    print(f"{name}, dropout {dropout}, seed {lab.seed}: {share} of {n}", flush=True)
 
 
 def as_run(lab: Lab, name: str, about: dict[str, Any], path: Path) -> nn.Module:
