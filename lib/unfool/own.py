@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unfool import threats
 from unfool.artifacts import artifact_key, load_tensors, save_tensors
 from unfool.attacks import VERSIONS, AttackSettings, bpda, eot, paper_attacks
-from unfool.attacks._guard import frozen
+from unfool.attacks._guard import check_gradient, frozen
 from unfool.classifiers import CLASSIFIERS
 from unfool.defenses import WASHERS
 from unfool.evaluation import Record, defended, outputs, predict
@@ -302,7 +302,7 @@ def _classifier(
         _try(name, net, x)
         threats.check_classifier(net, x, len(lab.data.classes))
         threats.check_answers(net, outputs(net, x), len(lab.data.classes))
-        threats.check_gradient(net, x, "let the classifier be differentiable")
+        check_gradient(net, x, "let the classifier be differentiable")
         lab.adopt(net, name, fingerprint(net, x))
     if not bool((predict(net, x) == y.cpu()).any()):
         classes = ", ".join(lab.data.classes[:5])
@@ -352,7 +352,7 @@ def _surrogate(
     module.to(x.device)
     _try(name, module, x)
     threats.check_defense(module, x)
-    threats.check_gradient(nn.Sequential(module, net), x, "attack through bpda(surrogate)")
+    check_gradient(nn.Sequential(module, net), x, "attack through bpda(surrogate)")
     return module
 
 
@@ -374,7 +374,7 @@ def _check_climbable(case: Case) -> None:
     if case.bpda and (case.before is None or replaces):
         raise ValueError(f"bpda={case.bpda!r} stands for a purifier, and {case.defense} is none")
     remedy = "BPDA lends it one: --bpda identity (in Python bpda='identity')"
-    threats.check_gradient(case.attacked, case.x, remedy)
+    check_gradient(case.attacked, case.x, remedy)
 
 
 def _try(name: str, module: nn.Module, x: Tensor) -> None:

@@ -21,7 +21,13 @@ from torch import Generator, Tensor, nn
 from unfool import guards
 from unfool.attacks import ATTACKS, AttackSettings
 from unfool.attacks._draws import generators, seeds_for, uniform
-from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks._guard import (
+    check_device,
+    check_gradient,
+    check_inputs,
+    check_number,
+    frozen,
+)
 from unfool.attacks.sign import check_eps
 from unfool.evaluation import defended, predict
 from unfool.progress import Progress
@@ -37,6 +43,7 @@ LEVELS = {
 
 WATCHED = 8  # images that are attacked one by one, for the guards that watch
 PLANTED = 16  # images of the binarisation test
+BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
 
 
 @dataclass(frozen=True)
@@ -151,12 +158,17 @@ def threat_levels(
     check_inputs(x, y)
     check_grid(eps)
     _check_levels(levels, guarded)
+    for name, module in (
+        ("the classifier", classifier), ("the defence", defense), ("the surrogate", surrogate)
+    ):  # fmt: skip
+        if module is not None:
+            check_device(module, x, name)
     if defense is not None:
         check_defense(defense, x)
     whole = defended(classifier, defense)
     climbed = [attacked] if isinstance(attacked, nn.Module) else list(attacked) or [whole]
     for model in climbed:
-        check_gradient(model, x)
+        check_gradient(model, x, BPDA)
     trial = _Trial(whole, x, y, tuple(eps), attackers or Attackers(), seed, progress, memory)
     near = [] if surrogate is None else [defended(classifier, surrogate)]
     victims = {
@@ -449,44 +461,3 @@ def _seen(module: nn.Module, images: Tensor) -> Tensor:
 
 def _differ(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.allclose(a, b, atol=1e-5, equal_nan=True)
-
-
-BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
-
-
-def check_gradient(model: nn.Module, x: Tensor, remedy: str = BPDA) -> None:
-    """Refuse a model that passes no gradient back to the images, and name the module at fault.
-
-    Raises:
-        ValueError: with the module's name and the remedy.
-    """
-    stops: list[str] = []
-    with frozen(model), torch.enable_grad(), seeded(0):
-        images = x[:2].detach().clone().requires_grad_(True)
-        hooks = [
-            module.register_forward_hook(_note(stops, path))
-            for path, module in model.named_modules()
-        ]
-        try:
-            logits = model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        gradient = None
-        if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
-    if gradient is None:
-        where = stops[0] if stops else type(model).__name__
-        raise ValueError(
-            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: "
-            f"{remedy}"
-        )
-
-
-def _note(stops: list[str], path: str) -> Callable[[nn.Module, Any, Any], None]:
-    def note(module: nn.Module, inputs: Any, out: Any) -> None:
-        came = any(isinstance(i, Tensor) and i.requires_grad for i in inputs)
-        if came and isinstance(out, Tensor) and not out.requires_grad:
-            stops.append(f"{type(module).__name__}" + (f" ({path})" if path else ""))
-
-    return note
