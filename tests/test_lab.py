@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -401,6 +401,60 @@ def test_a_set_of_others_needs_to_be_meant(
     with pytest.raises(ValueError, match=message):
         cold.lab.evaluate(None, foreign)
     assert cold.lab.evaluate(None, foreign, transfer=True).n_images == len(foreign)
+
+
+class Bad(nn.Module):
+    """A purifier that returns whatever it is told to."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.make(images)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x[:, :, 1:], r"Bad returns \(4, 1, 27, 28\).*a purifier keeps both"),
+        (lambda x: x + 1, r"Bad leaves \[0, 1\], to .*end it with clamp"),
+        (lambda x: x / 0 * 0, r"Bad returns NaN at \d+ pixels"),
+        (lambda x: x @ x[:, :, 1:], r"Bad fails on images \(4, 1, 28, 28\).*RuntimeError"),
+    ],
+)
+def test_a_module_of_ones_own_is_tried_before_it_is_measured(
+    cold: Built, make: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cold.lab.evaluate(Bad(make), cold.adversarial)
+    assert cold.lab.evaluate(Bad(lambda x: x), cold.adversarial).defense == "Bad"
+
+
+def test_nan_at_an_image_that_was_not_tried_is_told_as_well(cold: Built) -> None:
+    late = Bad(lambda x: x.where(x != x[-1:], torch.nan) if len(x) > 4 else x)
+    with pytest.raises(ValueError, match=r"returns NaN for \d+ of 16 images: look for"):
+        cold.lab.evaluate(late, cold.adversarial)
+
+
+def test_a_defence_of_others_needs_to_be_meant(cold: Built, root: Path) -> None:
+    lab = cold.lab
+    other = lab.adversarial_set("fgsm", classifier="bnet")
+    with pytest.raises(ValueError, match="trained for 'anet', not for 'bnet': pass transfer=True"):
+        lab.evaluate(cold.pure, other, classifier="bnet")
+    assert lab.evaluate(cold.pure, other, classifier="bnet", transfer=True).trained_for == "anet"
+    near = Lab("smoke", store=Store(root))
+    near.data = replace(near.data, name="near", fingerprint="another")  # of the same size
+    here = replace(cold.adversarial, dataset="near", fingerprint="another")
+    with pytest.raises(ValueError, match="trained on 'mnist5k', not on 'near': pass transfer=True"):
+        near.evaluate(cold.pure, here)
+    assert near.evaluate(cold.pure, here, transfer=True).defense == "pix2pix"
+
+
+def test_images_of_another_size_fit_no_lab(cold: Built) -> None:
+    wide = replace(cold.adversarial, x=torch.rand(16, 3, 32, 32), x_adv=torch.rand(16, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"holds images \(3, 32, 32\), but mnist5k has \(1, 28"):
+        cold.lab.evaluate(None, wide, transfer=True)
 
 
 @pytest.fixture

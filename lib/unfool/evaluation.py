@@ -92,10 +92,20 @@ def outputs(
 
 
 def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Return the class with the largest logit, (N,) int64, on the CPU; see `outputs`."""
+    """Return the class with the largest logit, (N,) int64, on the CPU; see `outputs`.
+
+    Raises:
+        ValueError: logits of an image are NaN, which no class is the largest of.
+    """
     if len(images) == 0:
         return torch.empty(0, dtype=torch.int64)
-    return outputs(model, images, chunk=chunk).argmax(dim=1)
+    logits = outputs(model, images, chunk=chunk)
+    if lost := int(logits.isnan().flatten(1).any(dim=1).sum()):
+        raise ValueError(
+            f"{type(model).__name__} returns NaN for {lost} of {len(images)} images: look for a "
+            "division by zero, or for weights that are NaN"
+        )
+    return logits.argmax(dim=1)
 
 
 def rejected(defense: nn.Module | None, images: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from unfool import __version__, attacks, classifiers, training
+from unfool import __version__, attacks, classifiers, threats, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.attacks._guard import check_choice, check_number
@@ -71,6 +71,9 @@ class Lab:
         ValueError: an unknown profile or data set, a seed below 0, or a GPU that is not there.
     """
 
+    # Of all labs: a defence that another one made must not pass for one without a past.
+    _known: ClassVar[WeakKeyDictionary[nn.Module, dict[str, Any]]] = WeakKeyDictionary()
+
     def __init__(
         self,
         profile: str = "classroom",
@@ -89,7 +92,6 @@ class Lab:
         with shown(f"loading {dataset}") as progress:
             self.data: Dataset = load(dataset, store=self.store, progress=progress)
         self.records: list[Record] = []
-        self._known: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
         self._loaded: dict[str, nn.Module] = {}
 
     def __repr__(self) -> str:
@@ -291,10 +293,16 @@ class Lab:
             defense: what `Lab.defense` returned, or any module from images to images; None is none.
             adversarial: what `Lab.adversarial_set` returned.
             classifier: the classifier that is defended.
-            transfer: must be True where the set was made on another classifier or data set.
+            transfer: must be True where the set was made on another classifier or data set, or the
+                defence trained for one.
             passes: what the attack took, where somebody counted; see `evaluation.counted`.
             append: whether to write the record down at once.
+
+        Raises:
+            ValueError: a set or a defence of others without `transfer`, or one that does not fit:
+                of another size, or a module that returns no images (no logits) or fails.
         """
+        known = {"name": "none"} if defense is None else self._known.get(defense, {})
         if not transfer and adversarial.classifier != classifier:
             raise ValueError(
                 f"this adversarial set was made on {adversarial.classifier!r}, not on "
@@ -305,13 +313,21 @@ class Lab:
                 f"this adversarial set was made from {adversarial.dataset!r}, not from "
                 f"{self.data.name!r}: pass transfer=True if that is what you want to measure"
             )
+        if not transfer and known.get("classifier") not in (None, "", classifier):
+            raise ValueError(
+                f"this defence was trained for {known['classifier']!r}, not for {classifier!r}: "
+                "pass transfer=True if that is what you want to measure"
+            )
+        if not transfer and known.get("fingerprint") not in (None, self.data.fingerprint):
+            raise ValueError(
+                f"this defence was trained on {known['dataset']!r}, not on {self.data.name!r}: "
+                "pass transfer=True if that is what you want to measure"
+            )
         net = self.classifier(classifier)
         self._refuse_seen(net, adversarial.split)
+        self._check_fit(defense, known, adversarial)
         start = time.perf_counter()
         fields = measure(net, defense, adversarial)
-        known: dict[str, Any] = (
-            {"name": "none"} if defense is None else self._known.get(defense, {})
-        )
         record = Record(
             dataset=self.data.name,
             fingerprint=self.data.fingerprint,
@@ -340,6 +356,24 @@ class Lab:
             record = append_record(record, records_path())
         self.records.append(record)
         return record
+
+    def _check_fit(
+        self, defense: nn.Module | None, known: Mapping[str, Any], adversarial: AdversarialSet
+    ) -> None:
+        """Refuse images of another size, and try a module on some that was not trained on these."""
+        shape = tuple(adversarial.x.shape[1:])
+        if shape != self.data.shape:
+            raise ValueError(
+                f"this adversarial set holds images {shape}, but {self.data.name} has "
+                f"{self.data.shape}: resize them, or take a lab of {adversarial.dataset!r}"
+            )
+        if defense is None or known.get("fingerprint") == self.data.fingerprint:
+            return
+        out = threats.tried(defense, adversarial.x)
+        if getattr(defense, "replaces_classifier", False):
+            threats.check_answers(defense, out, len(self.data.classes))
+        else:
+            threats.check_output(defense, adversarial.x[: threats.TRIED].cpu(), out)
 
     def compare(
         self, defenses: Mapping[str, nn.Module | None],
@@ -626,7 +660,8 @@ class Lab:
         """Return a defence in eval mode on the device, and keep what its records say of it."""
         about = {
             "name": name, "settings": dict(settings), "attacks": list(seen),
-            "classifier": classifier,
+            "classifier": classifier, "dataset": self.data.name,
+            "fingerprint": self.data.fingerprint,
         }  # fmt: skip
         self._known[module] = {**known, **about}
         return module.to(self.device).eval()

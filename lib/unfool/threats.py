@@ -42,6 +42,7 @@ LEVELS = {
 """What each attacker knows and may ask, in the words of `evaluation.Record`."""
 
 WATCHED = 8  # images that are attacked one by one, for the guards that watch
+TRIED = 4  # images that show what a module is
 PLANTED = 16  # images of the binarisation test
 BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
 
@@ -428,6 +429,26 @@ def _check_module(module: nn.Module, images: Tensor, check: Callable[[Tensor], N
         raise ValueError(f"{name} is in train mode: call {name}.eval() first")
 
 
+def tried(module: nn.Module, images: Tensor, name: str = "") -> Tensor:
+    """Return what a module makes of the first images; an error of its own is told as such."""
+    some = images[:TRIED]
+    some = some.to(next(module.parameters(), some).device)
+    try:
+        with torch.no_grad(), frozen(module), seeded(0):
+            out = module(some)
+    except Exception as error:
+        raise ValueError(
+            f"{name or type(module).__name__} fails on images {tuple(some.shape)} in [0, 1]: "
+            f"{told(error)}"
+        ) from error
+    return _one(module, out).cpu()
+
+
+def told(error: Exception) -> str:
+    """Return an error's kind and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
     """Refuse what a defence returns for images, unless it is images; see `check_defense`."""
     name = type(defense).__name__
@@ -451,12 +472,13 @@ def check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
 @torch.no_grad()
 def _seen(module: nn.Module, images: Tensor) -> Tensor:
     with seeded(0):
-        out: Tensor = module(images)
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            f"{type(module).__name__} returns a {type(out).__name__}: return one Tensor"
-        )
-    return out.clone()
+        return _one(module, module(images)).clone()
+
+
+def _one(module: nn.Module, out: Any) -> Tensor:
+    if isinstance(out, Tensor):
+        return out
+    raise ValueError(f"{type(module).__name__} returns a {type(out).__name__}: return one Tensor")
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
