@@ -467,6 +467,18 @@ def test_eps_on_the_scale_of_255_is_recognised() -> None:
     assert ATTACKS["pgd"](network(), x, y, eps=8, norm="l2").shape == x.shape  # a length in pixels
 
 
+@pytest.mark.parametrize("name", ["fgsm", "apgd", "square"])
+def test_settings_with_an_eps_that_is_none_are_refused(name: str) -> None:
+    wrong = {-0.1: r">= 0, not -0\.1", float("nan"): "not nan", 8: r"8/255 = 0\.03"}
+    for eps, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            AttackSettings(name, {"eps": eps})
+    with pytest.raises(TypeError, match="eps must be a number"):
+        AttackSettings(name, {"eps": "0.1"})
+    assert AttackSettings(name, {"eps": 1}).settings == {"eps": 1}  # the control
+    assert AttackSettings("pgd", {"eps": 8, "norm": "l2"}).settings["eps"] == 8
+
+
 def test_an_attack_that_needs_a_target_says_how_to_get_one() -> None:
     x, y = batch()
     for name in ATTACKS:

@@ -320,11 +320,14 @@ def test_each_defence_is_named_in_its_record(cold: Built) -> None:
         ({"profile": "classrom"}, "unknown profile 'classrom': choose from smoke, classroom"),
         ({"dataset": "minst"}, "unknown data set 'minst'; did you mean 'mnist'"),
         ({"seed": -1}, "seed must be >= 0, not -1"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5 (float)"),
+        ({"seed": "1"}, "seed must be a whole number, not '1' (str)"),
+        ({"seed": True}, "seed must be a whole number, not True (bool)"),
         ({"device": "gpu"}, "unknown device 'gpu': choose auto, cpu or cuda"),
     ],
 )
 def test_a_lab_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         Lab(**{"profile": "smoke", **arguments})
 
 
@@ -495,6 +498,30 @@ def test_committed_weights_are_listed_and_used_in_float32(weights: Path, root: P
         assert torch.equal(tensor, fresh[name].bfloat16().float())
     (weights / "anet-mnist.safetensors").unlink()
     assert committed_weights() == ["anet-mnist5k"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 7}, "tells 7 classes apart, but mnist5k has 10: choose one"),
+        ({"shape": [3, 32, 32]}, r"takes images of shape \(3, 32, 32\), but mnist5k has \(1, 28"),
+        ({"classifier": "bnet"}, "holds no weights of 'bnet' for images .*commit_weights.*git"),
+        ({"classes": None}, "does not say its classes: write it anew"),
+        ({}, ""),
+    ],
+)
+def test_committed_weights_of_something_else_are_one_clear_error(
+    weights: Path, root: Path, change: dict[str, Any], message: str
+) -> None:
+    path = weights / "anet-mnist5k.safetensors"
+    tensors, made = load_tensors(path)
+    save_tensors(path, tensors, {k: v for k, v in (made | change).items() if v is not None})
+    lab = Lab("smoke", store=Store(root))
+    if not message:  # the control
+        assert lab.classifier("anet-mnist5k")
+        return
+    with pytest.raises(ValueError, match=message):
+        lab.classifier("anet-mnist5k")
 
 
 def test_weights_are_committed_with_what_they_were_made_from(

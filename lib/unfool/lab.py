@@ -68,7 +68,8 @@ class Lab:
         store: where artifacts are kept; by default `$UNFOOL_STORE`, else `data/store`.
 
     Raises:
-        ValueError: an unknown profile or data set, a seed below 0, or a GPU that is not there.
+        TypeError, ValueError: an unknown profile or data set, a seed that is no whole number from 0
+            on, or a GPU that is not there.
     """
 
     # Of all labs: a defence that another one made must not pass for one without a past.
@@ -83,8 +84,7 @@ class Lab:
         store: Store | None = None,
     ) -> None:
         self.profile: Profile = profile_of(profile)
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, not {seed}")
+        check_number("seed", seed, 0, whole=True)
         self.seed = seed
         self.device = find_device(device)
         self.store = store or Store()
@@ -783,15 +783,33 @@ class Lab:
         return {"key": artifact_key(config), "history": history[:epoch]}
 
     def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
-        tensors, made = load_tensors(WEIGHTS / f"{name}.safetensors")
+        path = WEIGHTS / f"{name}.safetensors"
+        tensors, made = load_tensors(path)
+        if missing := {"classifier", "shape", "classes", "dataset"} - made.keys():
+            raise ValueError(
+                f"{path} does not say its {', '.join(sorted(missing))}: write it anew with "
+                "unfool.lab.commit_weights, or restore it with git"
+            )
         if tuple(made["shape"]) != self.data.shape:
             raise ValueError(
                 f"{name} takes images of shape {tuple(made['shape'])}, but {self.data.name} has "
-                f"{self.data.shape}"
+                f"{self.data.shape}: choose one of CLASSIFIERS, which is trained here"
+            )
+        if made["classes"] != len(self.data.classes):
+            raise ValueError(
+                f"{name} tells {made['classes']} classes apart, but {self.data.name} has "
+                f"{len(self.data.classes)}: choose one of CLASSIFIERS, which is trained here"
             )
         net = classifiers.build(made["classifier"], self.data.shape, made["classes"])
         # Committed weights are bfloat16 to be small; they are used in float32.
-        net.load_state_dict(_in_float32(tensors))
+        try:
+            net.load_state_dict(_in_float32(tensors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} holds no weights of {made['classifier']!r} for images {self.data.shape} "
+                f"and {made['classes']} classes ({' '.join(str(error).split())[:200]}): write it "
+                "anew with unfool.lab.commit_weights, or restore it with git"
+            ) from error
         return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
 
     def _attack(
