@@ -24,6 +24,7 @@ from unfool.defenses.wgan_gp import Generator
 
 CPU_ROWS = 128  # starts that descend at once; measured: 64 to 512 take the same time for each
 GPU_ROWS = 4096
+FAR = 100.0  # length of z; a start is about 1 long, where it ends about 5
 GREW = 1.01  # times the error at the start: more than rounding
 SLOW_AFTER, SLOWER = 0.8, 0.1  # at 80 % of the steps the rate falls to a tenth
 
@@ -97,9 +98,9 @@ class DefenseGAN(nn.Module):
         Raises:
             ValueError: images of another shape than the generator makes.
             FloatingPointError: the search diverged for more than half of the images: its error is
-                not finite, or larger than where it started. A generator whose pixels are
-                bounded hides that: its images stay in [0, 1] wherever z has gone. Of fewer images
-                a warning tells the share.
+                not finite, or larger than where it started, or z lies beyond all that a generator
+                knows. One whose pixels are bounded hides that: its images stay in [0, 1] wherever
+                z has gone. Of fewer images a warning tells the share.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
             raise ValueError(
@@ -139,10 +140,12 @@ class DefenseGAN(nn.Module):
         z, first = self._descend(self.starts.repeat(n, 1), x)
         with torch.no_grad():
             made = self.generator(z)
-            errors = _errors(made, x).view(n, restarts)
+            errors = _errors(made, x)
+            errors[~(z.norm(dim=1) <= FAR)] = torch.inf  # NaN, too
+            errors = errors.view(n, restarts)
         best = errors.nan_to_num(nan=torch.inf).min(dim=1)
         chosen = torch.arange(n, device=z.device) * restarts + best.indices
-        return made[chosen], best.values, first[chosen]
+        return made[chosen].nan_to_num(), best.values, first[chosen]
 
     def _descend(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return where the starts z end, and the errors that they began with, a row each."""
