@@ -454,6 +454,23 @@ def test_a_defence_of_others_needs_to_be_meant(cold: Built, root: Path) -> None:
     assert near.evaluate(cold.pure, here, transfer=True).defense == "pix2pix"
 
 
+def test_nothing_to_attack_is_told(cold: Built) -> None:
+    lab, none = cold.lab, torch.zeros(16, dtype=torch.bool)
+    for images, error in (
+        (0, "images must be >= 1, not 0"),
+        (1.5, "images must be a whole number"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=error):
+            lab.adversarial_set("fgsm", images=images)
+    with pytest.raises(ValueError, match="holds no images: nothing can be measured"):
+        lab.evaluate(None, cold.adversarial.first(0))
+    lost = lab.evaluate(None, replace(cold.adversarial, attacked=none, success=none))
+    assert lost.recovered_accuracy is None
+    assert any("gets no image right" in warning for warning in lost.warnings)
+    whole = lab.evaluate(None, cold.adversarial)  # the control
+    assert not any("gets no image right" in warning for warning in whole.warnings)
+
+
 def test_images_of_another_size_fit_no_lab(cold: Built) -> None:
     wide = replace(cold.adversarial, x=torch.rand(16, 3, 32, 32), x_adv=torch.rand(16, 3, 32, 32))
     with pytest.raises(ValueError, match=r"holds images \(3, 32, 32\), but mnist5k has \(1, 28"):

@@ -469,6 +469,27 @@ def test_what_lies_on_another_device_is_named() -> None:
     check_device(net, x)  # the control
 
 
+def test_a_state_of_two_moods_is_not_taken_for_a_train_mode() -> None:
+    class Moody(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * (1 if self.calls % 2 else 0.5)
+
+    x, _ = digits(4)
+    with pytest.raises(ValueError, match="Moody holds a state between calls"):
+        check_defense(Moody().eval(), x)
+    check_defense(Blur(0.5).train(), x)  # the control: train mode, and it makes no difference
+
+
+def test_nothing_to_attack_is_told() -> None:
+    net, (x, y) = victims.small_net(), digits(4)
+    for labels, told in (((net(x).argmax(dim=1) + 1) % 10, True), (y, False)):
+        found = threat_levels(net, None, x, labels, eps=(0.05,), attackers=QUICK)
+        assert any("nothing to attack" in warning for warning in found.warnings) is told
+
+
 def test_a_detach_inside_a_module_is_named_by_that_module() -> None:
     class Cuts(nn.Module):
         def __init__(self) -> None:

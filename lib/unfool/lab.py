@@ -199,6 +199,7 @@ class Lab:
         self._refuse_seen(net, split)
         part = self.split(split)
         most = self.profile.images(wanted.name, split) if images is None else images
+        check_number("images", most, 1, whole=True)
         part = part.first(min(len(part), most))
         config = {
             "name": f"{wanted.name}-{classifier}-{self.data.name}-{split}",
@@ -361,6 +362,8 @@ class Lab:
         self, defense: nn.Module | None, known: Mapping[str, Any], adversarial: AdversarialSet
     ) -> None:
         """Refuse images of another size, and try a module on some that was not trained on these."""
+        if not len(adversarial):
+            raise ValueError("this adversarial set holds no images: nothing can be measured on it")
         shape = tuple(adversarial.x.shape[1:])
         if shape != self.data.shape:
             raise ValueError(
@@ -963,6 +966,8 @@ def _check_target(wanted: AttackSettings) -> None:
 
 def _warnings(fields: Mapping[str, Any]) -> list[str]:
     found = []
+    if not fields["n_attacked"]:
+        found.append("the classifier gets no image right: there was nothing to attack")
     if fields["n_success"] < 30:
         found.append(f"only {fields['n_success']} successful attacks: recovered accuracy is coarse")
     if fields["attack_success"] < 0.5:

@@ -249,6 +249,7 @@ class _Trial:
         yield guards.zero_gradients(model, self.x, self.y)
         yield guards.random_without_eot(model, self.x)
         if not clean.any():
+            yield "no image is right unattacked: there was nothing to attack"
             return
         # Where about half of the images fall there is most to win and to lose.
         half = (best.float().mean(dim=1) - clean.float().mean() / 2).abs()
@@ -419,13 +420,15 @@ def _check_module(module: nn.Module, images: Tensor, check: Callable[[Tensor], N
         as_given = _seen(module, some)
     finally:
         module.load_state_dict(before)
-    if changed or _differ(first, again):
+    moody = _differ(as_given, first)
+    training = any(part.training for part in module.modules())
+    if changed or _differ(first, again) or (moody and not training):
         what = f"its {changed[0]!r} changed" if changed else "the second answer was another"
         raise ValueError(
             f"{name} holds a state between calls ({what} on the same images with the same random "
             "numbers): let forward() depend on its input and torch's global random state alone"
         )
-    if _differ(as_given, first):
+    if moody:
         raise ValueError(f"{name} is in train mode: call {name}.eval() first")
 
 

@@ -74,6 +74,8 @@ def eot(model: nn.Module, samples: int = 20, *, seed: int | None = None) -> nn.M
         TypeError, ValueError: samples is no whole number from 1 on.
     """
     check_number("samples", samples, 1, whole=True)
+    if seed is not None:
+        check_number("seed", seed, 0, whole=True)
     return Eot(model, samples, seed)
 
 
