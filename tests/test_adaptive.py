@@ -95,7 +95,7 @@ def test_through_bpda_a_threshold_falls() -> None:
     ]
     assert left[0] == 0
     assert left[1] > 0.8
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(ValueError, match=r"Threshold \(0\) stops it"):
         pgd(nn.Sequential(Threshold(), net), x, y)
 
 

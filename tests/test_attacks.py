@@ -24,6 +24,7 @@ from unfool.attacks import (
     VERSIONS,
     AttackSettings,
     _guard,
+    bpda,
     fgsm,
     paper_attacks,
     random_targets,
@@ -317,6 +318,12 @@ def first_pixel(x: Tensor, value: float) -> Tensor:
     return x
 
 
+def partly_elsewhere() -> nn.Module:
+    net = network()
+    net[-1].to("meta")
+    return net
+
+
 BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "pixels to 255": (lambda x, y: {"x": x * 255}, ValueError, r"spans \[.*25\d\].*divide by 255"),
     "negative pixel": (
@@ -352,6 +359,10 @@ BAD: dict[str, tuple[Change, type[Exception], str]] = {
     "label below 0": (lambda x, y: {"y": y - CLASSES}, ValueError, r"y spans \[-3.*0 to 2"),
     "labels elsewhere": (
         lambda x, y: {"y": y.to("meta")}, ValueError, r"y is on meta and x on cpu.*\.to\(",
+    ),
+    "a part of the model elsewhere": (
+        lambda x, y: {"model": partly_elsewhere()}, ValueError,
+        r"model is on meta and x on cpu.*\.to\(",
     ),
     "model elsewhere": (
         lambda x, y: {"model": network().to("meta")}, ValueError,
@@ -390,6 +401,56 @@ def test_bad_input_is_refused_with_value_and_remedy(attack: str, name: str) -> N
     assert [m.training for m in model.modules()] == modes
 
 
+class Black(nn.Module):
+    """To 0 or 1; as a comparison there is no gradient, rounded there is one, and it is zero."""
+
+    def __init__(self, *, rounds: bool) -> None:
+        super().__init__()
+        self.rounds = rounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.round() if self.rounds else (x > 0.5).to(x.dtype)
+
+
+BLIND = {"square", "spsa", "hop_skip_jump"}  # ask for scores or labels
+MOVES_AT_RANDOM = {"r_fgsm", "r_llc", "pgd", "apgd"}
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_a_defence_without_a_gradient_is_named_and_no_attack_gives_up_in_silence(name: str) -> None:
+    x, y = batch()
+    hard, net = Black(rounds=False), network().eval()
+    with torch.no_grad():  # something must be there to attack
+        y = nn.Sequential(hard, net)(x).argmax(dim=1)
+    aim = {"target": next_class(y)} if name in NEEDS_TARGET else {}
+    if name in BLIND:
+        assert call(name, model=nn.Sequential(hard, net), x=x, y=y, **aim).shape == x.shape
+        return
+    with pytest.raises(ValueError, match=r"Black \(0\) stops it.*bpda\(defense\)"):
+        call(name, model=nn.Sequential(hard, net), x=x, y=y, **aim)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        call(name, model=nn.Sequential(bpda(hard), net), x=x, y=y, **aim)
+    assert not said  # the control
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        call(name, model=nn.Sequential(Black(rounds=True), net), x=x, y=y, **aim)
+    told = ["moved none of 6 images" in str(warning.message) for warning in said]
+    assert told == [True] * (name not in MOVES_AT_RANDOM)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "carlini_wagner_l2", "ead"])
+def test_a_gradient_that_is_zero_at_some_images_is_no_fault(name: str) -> None:
+    class Black1(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[:1].round(), x[1:]])
+
+    x, y = batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(name, model=nn.Sequential(Black1(), network()), x=x, y=y)
+
+
 @pytest.mark.parametrize("eps", [-0.1, float("nan")])
 def test_eps_must_be_a_distance(eps: float) -> None:
     x, y = batch()
@@ -404,6 +465,18 @@ def test_eps_on_the_scale_of_255_is_recognised() -> None:
         with pytest.raises(ValueError, match=r"for 8 of 255 levels give 8/255 = 0\.0314"):
             ATTACKS[name](network(), x, y, eps=8)
     assert ATTACKS["pgd"](network(), x, y, eps=8, norm="l2").shape == x.shape  # a length in pixels
+
+
+@pytest.mark.parametrize("name", ["fgsm", "apgd", "square"])
+def test_settings_with_an_eps_that_is_none_are_refused(name: str) -> None:
+    wrong = {-0.1: r">= 0, not -0\.1", float("nan"): "not nan", 8: r"8/255 = 0\.03"}
+    for eps, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            AttackSettings(name, {"eps": eps})
+    with pytest.raises(TypeError, match="eps must be a number"):
+        AttackSettings(name, {"eps": "0.1"})
+    assert AttackSettings(name, {"eps": 1}).settings == {"eps": 1}  # the control
+    assert AttackSettings("pgd", {"eps": 8, "norm": "l2"}).settings["eps"] == 8
 
 
 def test_an_attack_that_needs_a_target_says_how_to_get_one() -> None:

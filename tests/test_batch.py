@@ -301,6 +301,20 @@ def test_records_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "done" / "experiment" / job.name).exists()
 
 
+def test_damaged_records_of_a_job_are_named_and_counted(tmp_path: Path) -> None:
+    jobs = [j for j in grids.plan("smoke") if j.kind == "experiment"][:2]
+    line = Path(REPO / "results/records/classroom.jsonl").read_text().splitlines()[0]
+    said: list[str] = []
+    for text, told in ((f"{line}\n{line[:40]}", 1), (f"{line}\n", 0)):  # the second: the control
+        for job, own in zip(jobs, (text, f"{line}\n"), strict=True):
+            batch.result_of(job, tmp_path).parent.mkdir(parents=True, exist_ok=True)
+            batch.result_of(job, tmp_path).write_text(own)
+        said.clear()
+        assert batch._conclude(jobs, tmp_path, said.append) == 0
+        assert "2 of 2 jobs done, 0 FAILED, 0 not begun; 2 records in" in said[0]
+        assert ["line 2 is no record" in one for one in said[1:]] == [True, False][: 2 * told]
+
+
 @pytest.mark.long
 def test_the_smoke_grid_is_killed_five_times(tmp_path: Path) -> None:
     """24 experiments; the master is killed at moments that come of its progress."""

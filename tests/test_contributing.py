@@ -51,7 +51,7 @@ def test_the_defence_of_the_page_runs_and_leaves_a_record(
     assert problems(block) == []
     unmeasured = block.split("record = ")[0]
     assert problems(unmeasured) == ["0 records of the defence"]
-    assert problems(block.replace("images.shape[-2:]", "5")) == ["it raised RuntimeError"]
+    assert problems(block.replace("images.shape[-2:]", "5")) == ["it raised ValueError"]
 
 
 def test_what_the_page_names_is_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,43 @@ def test_a_search_that_diverges_says_so_and_one_that_ends_is_chosen() -> None:
     kept = DefenseGAN(Pixel(dead=True), Settings(restarts=8, **wild), seed=6)
     assert float(kept.starts.max()) > 0  # this start diverges; those below 0 stay
     assert kept.errors(x).tolist() == pytest.approx([0.36])
+
+
+class Bounded(Plane):
+    """As generators are: whatever z is, the pixels stay in [0, 1]."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (4 * (super().forward(z) - 0.5)).sigmoid()
+
+
+def test_a_search_that_leaves_bounded_images_behind_is_noticed() -> None:
+    bounded, x = Bounded(), images(8)
+    with pytest.raises(FloatingPointError, match=r"2 starts for 8 of 8 images: lower the rate"):
+        DefenseGAN(bounded, Settings(restarts=2, steps=20, rate=1e30))(x)
+    with warnings.catch_warnings():  # the control
+        warnings.simplefilter("error")
+        DefenseGAN(bounded, Settings(restarts=2, steps=20, rate=1.0))(x)
+
+
+def test_a_search_that_diverges_for_a_few_images_warns_of_their_share() -> None:
+    class Steep(nn.Module):
+        latent = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.weight * z.view(-1, 1, 1, 1)
+
+    defense = DefenseGAN(Steep(), Settings(restarts=1, steps=9, rate=2.0, momentum=0.0))
+    stays = defense.starts.view(1, 1, 1, 1)  # nothing pulls it away
+    x = torch.cat([stays, stays, stays, stays + 0.1])
+    with pytest.warns(UserWarning, match=r"diverged from all 1 starts for 1 of 4 images.*rate 2"):
+        defense(x)
+    with warnings.catch_warnings():  # the control
+        warnings.simplefilter("error")
+        defense(x[:3])
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 7, 8), (2, 3, 8, 8), (1, 8, 8)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -320,11 +320,14 @@ def test_each_defence_is_named_in_its_record(cold: Built) -> None:
         ({"profile": "classrom"}, "unknown profile 'classrom': choose from smoke, classroom"),
         ({"dataset": "minst"}, "unknown data set 'minst'; did you mean 'mnist'"),
         ({"seed": -1}, "seed must be >= 0, not -1"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5 (float)"),
+        ({"seed": "1"}, "seed must be a whole number, not '1' (str)"),
+        ({"seed": True}, "seed must be a whole number, not True (bool)"),
         ({"device": "gpu"}, "unknown device 'gpu': choose auto, cpu or cuda"),
     ],
 )
 def test_a_lab_that_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         Lab(**{"profile": "smoke", **arguments})
 
 
@@ -403,6 +406,77 @@ def test_a_set_of_others_needs_to_be_meant(
     assert cold.lab.evaluate(None, foreign, transfer=True).n_images == len(foreign)
 
 
+class Bad(nn.Module):
+    """A purifier that returns whatever it is told to."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.make(images)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x[:, :, 1:], r"Bad returns \(4, 1, 27, 28\).*a purifier keeps both"),
+        (lambda x: x + 1, r"Bad leaves \[0, 1\], to .*end it with clamp"),
+        (lambda x: x / 0 * 0, r"Bad returns NaN at \d+ pixels"),
+        (lambda x: x @ x[:, :, 1:], r"Bad fails on images \(4, 1, 28, 28\).*RuntimeError"),
+    ],
+)
+def test_a_module_of_ones_own_is_tried_before_it_is_measured(
+    cold: Built, make: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cold.lab.evaluate(Bad(make), cold.adversarial)
+    assert cold.lab.evaluate(Bad(lambda x: x), cold.adversarial).defense == "Bad"
+
+
+def test_nan_at_an_image_that_was_not_tried_is_told_as_well(cold: Built) -> None:
+    late = Bad(lambda x: x.where(x != x[-1:], torch.nan) if len(x) > 4 else x)
+    with pytest.raises(ValueError, match=r"returns NaN for \d+ of 16 images: look for"):
+        cold.lab.evaluate(late, cold.adversarial)
+
+
+def test_a_defence_of_others_needs_to_be_meant(cold: Built, root: Path) -> None:
+    lab = cold.lab
+    other = lab.adversarial_set("fgsm", classifier="bnet")
+    with pytest.raises(ValueError, match="trained for 'anet', not for 'bnet': pass transfer=True"):
+        lab.evaluate(cold.pure, other, classifier="bnet")
+    assert lab.evaluate(cold.pure, other, classifier="bnet", transfer=True).trained_for == "anet"
+    near = Lab("smoke", store=Store(root))
+    near.data = replace(near.data, name="near", fingerprint="another")  # of the same size
+    here = replace(cold.adversarial, dataset="near", fingerprint="another")
+    with pytest.raises(ValueError, match="trained on 'mnist5k', not on 'near': pass transfer=True"):
+        near.evaluate(cold.pure, here)
+    assert near.evaluate(cold.pure, here, transfer=True).defense == "pix2pix"
+
+
+def test_nothing_to_attack_is_told(cold: Built) -> None:
+    lab, none = cold.lab, torch.zeros(16, dtype=torch.bool)
+    for images, error in (
+        (0, "images must be >= 1, not 0"),
+        (1.5, "images must be a whole number"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=error):
+            lab.adversarial_set("fgsm", images=images)
+    with pytest.raises(ValueError, match="holds no images: nothing can be measured"):
+        lab.evaluate(None, cold.adversarial.first(0))
+    lost = lab.evaluate(None, replace(cold.adversarial, attacked=none, success=none))
+    assert lost.recovered_accuracy is None
+    assert any("gets no image right" in warning for warning in lost.warnings)
+    whole = lab.evaluate(None, cold.adversarial)  # the control
+    assert not any("gets no image right" in warning for warning in whole.warnings)
+
+
+def test_images_of_another_size_fit_no_lab(cold: Built) -> None:
+    wide = replace(cold.adversarial, x=torch.rand(16, 3, 32, 32), x_adv=torch.rand(16, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"holds images \(3, 32, 32\), but mnist5k has \(1, 28"):
+        cold.lab.evaluate(None, wide, transfer=True)
+
+
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of committed weights: one bfloat16 anet, by its word trained on two data sets."""
@@ -441,6 +515,30 @@ def test_committed_weights_are_listed_and_used_in_float32(weights: Path, root: P
         assert torch.equal(tensor, fresh[name].bfloat16().float())
     (weights / "anet-mnist.safetensors").unlink()
     assert committed_weights() == ["anet-mnist5k"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 7}, "tells 7 classes apart, but mnist5k has 10: choose one"),
+        ({"shape": [3, 32, 32]}, r"takes images of shape \(3, 32, 32\), but mnist5k has \(1, 28"),
+        ({"classifier": "bnet"}, "holds no weights of 'bnet' for images .*commit_weights.*git"),
+        ({"classes": None}, "does not say its classes: write it anew"),
+        ({}, ""),
+    ],
+)
+def test_committed_weights_of_something_else_are_one_clear_error(
+    weights: Path, root: Path, change: dict[str, Any], message: str
+) -> None:
+    path = weights / "anet-mnist5k.safetensors"
+    tensors, made = load_tensors(path)
+    save_tensors(path, tensors, {k: v for k, v in (made | change).items() if v is not None})
+    lab = Lab("smoke", store=Store(root))
+    if not message:  # the control
+        assert lab.classifier("anet-mnist5k")
+        return
+    with pytest.raises(ValueError, match=message):
+        lab.classifier("anet-mnist5k")
 
 
 def test_weights_are_committed_with_what_they_were_made_from(

@@ -282,3 +282,11 @@ def test_the_lab_trains_once_for_all_shares(
     assert (record.defense, record.saw_attack_in_training) == ("magnet", False)
     assert record.defense_settings["false_positives"] == 0.05
     assert record.false_positive_rate is not None
+
+
+def test_scores_that_are_no_number_set_no_threshold() -> None:
+    scores = torch.rand(10, 2)
+    assert magnet.thresholds(scores, 0.2, joint=False).isfinite().all()  # the control
+    scores[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite.*look at the images"):
+        magnet.thresholds(scores, 0.2, joint=False)

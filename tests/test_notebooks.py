@@ -161,7 +161,8 @@ def test_half_a_notebook_is_never_kept(tmp_path: Path) -> None:
 
 
 WRITE_RECORD = """import json, os, sys
-record = {"dataset": "d", "classifier": "c", "attack": "fgsm", "defense": None, "n_attacked": 7,
+record = {"schema": 1, "dataset": "d", "classifier": "c", "attack": "fgsm", "defense": None,
+          "n_attacked": 7,
           "attack_success": 0.5, "end_to_end_accuracy": 0.25, "end_to_end_low": 0.1,
           "end_to_end_high": 0.4}
 with open(os.environ["UNFOOL_RECORDS"], "a") as file:
@@ -217,9 +218,28 @@ def test_failing_notebook_is_kept_and_names_the_cell(ran: Ran) -> None:
 def test_run_shows_the_records(ran: Ran) -> None:
     root, _, said = ran
     assert "c           fgsm    –        7  50.0       –            25.0 [10.0, 40.0]" in said
-    (root / "out/records.jsonl").open("a").write('{"dataset": "cut sh')
-    assert len(report.read_records(root / "out/records.jsonl")) == 1
+    assert "skipped" not in said  # the control of the next test
+    assert len(report.read_records(root / "out/records.jsonl")[0]) == 1
     assert json.loads((root / "out/run.json").read_text())["results"][1]["ok"] is False
+
+
+def test_damaged_records_are_named_and_counted_and_spoil_no_other(tmp_path: Path) -> None:
+    """A notebook that was killed while it wrote, one of another schema, one as it should be."""
+    cut = """import os
+with open(os.environ["UNFOOL_RECORDS"], "a") as file:
+    file.write('{"schema": 2, "dataset": "other"}\\n{"schema": 1, "dataset": "cut sh')"""
+    make(tmp_path / "notebooks" / "01_cut.ipynb", cut)
+    make(tmp_path / "notebooks" / "02_whole.ipynb", WRITE_RECORD)
+    said, out = io.StringIO(), tmp_path / "out"
+    running.run(out=out, jobs=1, folder=tmp_path / "notebooks", stream=said)
+    records, skipped = report.read_records(out / "records.jsonl")
+    assert [record["dataset"] for record in records] == ["d"]
+    page = (out / "report" / "index.html").read_text("utf-8")
+    for text in (said.getvalue(), page):
+        assert "records.jsonl, line 1 is no record of schema 1: schema 2, not 1" in text
+        assert "records.jsonl, line 2 is no record of schema 1: Unterminated string" in text
+        assert "2 lines skipped: mend them or delete them" in text
+    assert len(skipped) == 2
 
 
 def test_two_at_once_by_default_and_records_in_the_lessons_order(
@@ -234,7 +254,7 @@ def test_two_at_once_by_default_and_records_in_the_lessons_order(
     out = tmp_path / "out"
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     running.run(out=out, report=False, folder=tmp_path / "notebooks", timeout=60)
-    records = report.read_records(out / "records.jsonl")
+    records, _ = report.read_records(out / "records.jsonl")
     assert [record["classifier"] for record in records] == ["first", "second"]
     assert notebooks.printed(read(out / "executed/01_waits.ipynb")) == ["3"]
 

@@ -177,11 +177,14 @@ def test_damaged_lines_are_named_skipped_and_counted(
         "line 2", "line 3", "line 4", "line 5",
     ]  # fmt: skip
     assert "schema 2, not 1" in skipped[1]
-    monkeypatch.setattr(paper, "table_files", lambda made, open_cells: {})
+    monkeypatch.setattr(paper, "table_files", lambda *_: {})
     assert main(["tables"]) == 0
     said = capsys.readouterr().out
-    assert "4 lines skipped" in said
-    assert "mine.jsonl, line 2" in said
+    page = paper.skipped_html(skipped)  # as it stands on the page of the tables
+    assert paper.skipped_html([]) == ""  # the control
+    for text in (said, page):
+        assert "4 lines skipped" in text
+        assert "mine.jsonl, line 2" in text
 
 
 # --- the committed files ----------------------------------------------------------------------

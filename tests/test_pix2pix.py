@@ -429,6 +429,9 @@ def test_pairs_that_are_none_are_refused() -> None:
         train(x[:0], y[:0], SMALL)
     with pytest.raises(ValueError, match=r"equal shape: got \(4, 1, 28, 28\).*\(3, 1, 28, 28\)"):
         train(x, y[:3], SMALL)
+    with pytest.raises(ValueError, match=r"pixels must lie in \[0, 1\].*divide by 255"):
+        train(x, 255 * y, SMALL)
+    train(x, y, SMALL)  # the control
 
 
 def test_the_shapes_are_those_that_pass_through() -> None:

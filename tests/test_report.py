@@ -75,7 +75,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "executed").mkdir()
     nbformat.write(one, root / "executed/01_first.ipynb")
     nbformat.write(two, root / "executed/02_second.ipynb")
-    record = {"dataset": "mnist5k", "classifier": "anet", "attack": "fgsm", "device": "cpu"}
+    record = {
+        "schema": 1,
+        "dataset": "mnist5k",
+        "classifier": "anet",
+        "attack": "fgsm",
+        "device": "cpu",
+    }
     record |= {"defense": "pix2pix", "n_attacked": 196, "attack_success": 0.555}
     record |= {"recovered_accuracy": 0.93, "recovered_low": 0.88, "recovered_high": 0.96}
     (root / "records.jsonl").write_text(json.dumps(record) + "\n")

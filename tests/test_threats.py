@@ -13,9 +13,10 @@ import masks
 import victims
 from unfool import guards, threats
 from unfool.attacks import AttackSettings, apgd, bpda, eot, pgd
+from unfool.attacks._guard import check_device, check_gradient
 from unfool.defenses import Blur, Jpeg, Threshold
 from unfool.evaluation import defended
-from unfool.threats import Attackers, check_defense, check_gradient, threat_levels
+from unfool.threats import Attackers, check_defense, threat_levels
 
 QUICK = masks.QUICK
 GRID = (0.05, 0.12)
@@ -456,6 +457,37 @@ def test_a_defence_without_gradient_is_named_with_the_remedy(defense: nn.Module)
     with pytest.raises(ValueError, match=rf"{type(defense).__name__} \(0\.1\) stops it"):
         check_gradient(inside, x)
     check_gradient(nn.Sequential(bpda(defense), net), x)
+
+
+def test_what_lies_on_another_device_is_named() -> None:
+    net, (x, y) = victims.small_net(), digits(4)
+    there = nn.Conv2d(1, 1, 1).to("meta")
+    for name, more in {"defence": {}, "surrogate": {"surrogate": there}}.items():
+        defense = there if name == "defence" else None
+        with pytest.raises(ValueError, match=rf"the {name} is on meta and x on cpu: .*\.to\("):
+            threat_levels(net, defense, x, y, **more)
+    check_device(net, x)  # the control
+
+
+def test_a_state_of_two_moods_is_not_taken_for_a_train_mode() -> None:
+    class Moody(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * (1 if self.calls % 2 else 0.5)
+
+    x, _ = digits(4)
+    with pytest.raises(ValueError, match="Moody holds a state between calls"):
+        check_defense(Moody().eval(), x)
+    check_defense(Blur(0.5).train(), x)  # the control: train mode, and it makes no difference
+
+
+def test_nothing_to_attack_is_told() -> None:
+    net, (x, y) = victims.small_net(), digits(4)
+    for labels, told in (((net(x).argmax(dim=1) + 1) % 10, True), (y, False)):
+        found = threat_levels(net, None, x, labels, eps=(0.05,), attackers=QUICK)
+        assert any("nothing to attack" in warning for warning in found.warnings) is told
 
 
 def test_a_detach_inside_a_module_is_named_by_that_module() -> None:

@@ -31,6 +31,7 @@ from typing import Any
 
 from unfool.grids import KINDS, Job, dump, grid_path, load, makespan, plan
 from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError, write_text
+from unfool.report import joined, read_records, skipped_lines
 
 WORKFLOW = REPO / "workflow"
 OUT = REPO / "build" / "batch"
@@ -352,7 +353,7 @@ def _stopped(jobs: Sequence[Job], out: Path, say: Say) -> int:
 def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
     """Join the records, say what failed and where its log is; 0 if nothing did."""
     missing = left(jobs, out)
-    records = _joined(jobs, out)
+    records, skipped = _joined(jobs, out)
     began = {name for name in _history(out) if name}
     failed = [job for job in missing if job.name in began]
     for job in failed:
@@ -362,6 +363,8 @@ def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
         f"{done} of {len(jobs)} jobs done, {len(failed)} FAILED, {waiting} not begun; "
         f"{records} records in {out / 'records.jsonl'}"
     )
+    for line in skipped_lines(skipped):
+        say(line)
     if missing and not failed:
         say("what kept them from beginning stands above, in Snakemake's own words")
     if missing:
@@ -369,12 +372,12 @@ def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
     return 1 if missing else 0
 
 
-def _joined(jobs: Sequence[Job], out: Path) -> int:
-    """Write all records of the grid into one file, in its order; return how many."""
+def _joined(jobs: Sequence[Job], out: Path) -> tuple[int, list[str]]:
+    """Write all records of the grid into one file, in its order; how many, and what is none."""
     paths = [result_of(job, out) for job in jobs if job.kind == "experiment"]
-    text = "".join(path.read_text("utf-8") for path in paths if path.exists())
-    write_text(out / "records.jsonl", text)
-    return text.count("\n")
+    write_text(out / "records.jsonl", joined(paths))
+    records, skipped = read_records(out / "records.jsonl")
+    return len(records), skipped
 
 
 def _history(out: Path) -> list[str]:

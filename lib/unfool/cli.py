@@ -301,10 +301,10 @@ def _figures(options: argparse.Namespace) -> int:
 
 
 def _tell(skipped: Sequence[str], paths: Sequence[Path]) -> None:
-    for line in skipped:
-        _say(f"skipped: {line}")
-    if skipped:
-        _say(f"{len(skipped)} lines skipped: mend them or delete them")
+    from unfool.report import skipped_lines
+
+    for line in skipped_lines(skipped):
+        _say(line)
     for path in paths:
         _say(f"wrote {path.relative_to(REPO) if path.is_relative_to(REPO) else path}")
 

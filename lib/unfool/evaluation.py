@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 SCHEMA = 1
+Kind = TypeVar("Kind")
 CPU_CHUNK = 64
 DETECTION = ("recovered_or_rejected", "accepted_clean_accuracy", "false_positive_rate")
 
@@ -92,10 +93,20 @@ def outputs(
 
 
 def predict(model: nn.Module, images: Tensor, *, chunk: int | None = None) -> Tensor:
-    """Return the class with the largest logit, (N,) int64, on the CPU; see `outputs`."""
+    """Return the class with the largest logit, (N,) int64, on the CPU; see `outputs`.
+
+    Raises:
+        ValueError: logits of an image are NaN, which no class is the largest of.
+    """
     if len(images) == 0:
         return torch.empty(0, dtype=torch.int64)
-    return outputs(model, images, chunk=chunk).argmax(dim=1)
+    logits = outputs(model, images, chunk=chunk)
+    if lost := int(logits.isnan().flatten(1).any(dim=1).sum()):
+        raise ValueError(
+            f"{type(model).__name__} returns NaN for {lost} of {len(images)} images: look for a "
+            "division by zero, or for weights that are NaN"
+        )
+    return logits.argmax(dim=1)
 
 
 def rejected(defense: nn.Module | None, images: Tensor) -> Tensor:
@@ -633,13 +644,22 @@ def read_records(path: Path) -> list[Record]:
 
 def read_sound_records(path: Path) -> tuple[list[Record], list[str]]:
     """Read the records of a file, and for each line that is none what is wrong with it."""
+    return _sound(path, Record)
+
+
+def read_sound_fields(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """As `read_sound_records`, each a dict: a table needs no more than what it shows."""
+    return _sound(path, dict)
+
+
+def _sound(path: Path, make: Callable[..., Kind]) -> tuple[list[Kind], list[str]]:
     records, problems = [], []
     for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         try:
             fields = json.loads(line)
             if fields["schema"] != SCHEMA:
                 raise ValueError(f"schema {fields['schema']}, not {SCHEMA}")
-            records.append(Record(**fields))
+            records.append(make(**fields))
         except (ValueError, KeyError, TypeError) as error:
             problems.append(f"{path}, line {number} is no record of schema 1: {error}")
     return records, problems

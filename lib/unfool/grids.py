@@ -116,7 +116,10 @@ def _attack(dataset: str, wanted: Any) -> AttackSettings:
     for key in settings:
         _known(f"setting of {name}", key, list(signature(ATTACKS[name]).parameters)[3:])
     papers = {a.name: a.settings for a in paper_attacks(dataset)}
-    return AttackSettings(name, {**papers.get(name, {}), **settings})
+    try:
+        return AttackSettings(name, {**papers.get(name, {}), **settings})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"attack {name}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------ reading

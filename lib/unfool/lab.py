@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from unfool import __version__, attacks, classifiers, training
+from unfool import __version__, attacks, classifiers, threats, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.attacks._guard import check_choice, check_number
@@ -68,8 +68,12 @@ class Lab:
         store: where artifacts are kept; by default `$UNFOOL_STORE`, else `data/store`.
 
     Raises:
-        ValueError: an unknown profile or data set, a seed below 0, or a GPU that is not there.
+        TypeError, ValueError: an unknown profile or data set, a seed that is no whole number from 0
+            on, or a GPU that is not there.
     """
+
+    # Of all labs: a defence that another one made must not pass for one without a past.
+    _known: ClassVar[WeakKeyDictionary[nn.Module, dict[str, Any]]] = WeakKeyDictionary()
 
     def __init__(
         self,
@@ -80,8 +84,7 @@ class Lab:
         store: Store | None = None,
     ) -> None:
         self.profile: Profile = profile_of(profile)
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, not {seed}")
+        check_number("seed", seed, 0, whole=True)
         self.seed = seed
         self.device = find_device(device)
         self.store = store or Store()
@@ -89,7 +92,6 @@ class Lab:
         with shown(f"loading {dataset}") as progress:
             self.data: Dataset = load(dataset, store=self.store, progress=progress)
         self.records: list[Record] = []
-        self._known: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
         self._loaded: dict[str, nn.Module] = {}
 
     def __repr__(self) -> str:
@@ -197,6 +199,7 @@ class Lab:
         self._refuse_seen(net, split)
         part = self.split(split)
         most = self.profile.images(wanted.name, split) if images is None else images
+        check_number("images", most, 1, whole=True)
         part = part.first(min(len(part), most))
         config = {
             "name": f"{wanted.name}-{classifier}-{self.data.name}-{split}",
@@ -291,10 +294,16 @@ class Lab:
             defense: what `Lab.defense` returned, or any module from images to images; None is none.
             adversarial: what `Lab.adversarial_set` returned.
             classifier: the classifier that is defended.
-            transfer: must be True where the set was made on another classifier or data set.
+            transfer: must be True where the set was made on another classifier or data set, or the
+                defence trained for one.
             passes: what the attack took, where somebody counted; see `evaluation.counted`.
             append: whether to write the record down at once.
+
+        Raises:
+            ValueError: a set or a defence of others without `transfer`, or one that does not fit:
+                of another size, or a module that returns no images (no logits) or fails.
         """
+        known = {"name": "none"} if defense is None else self._known.get(defense, {})
         if not transfer and adversarial.classifier != classifier:
             raise ValueError(
                 f"this adversarial set was made on {adversarial.classifier!r}, not on "
@@ -305,13 +314,21 @@ class Lab:
                 f"this adversarial set was made from {adversarial.dataset!r}, not from "
                 f"{self.data.name!r}: pass transfer=True if that is what you want to measure"
             )
+        if not transfer and known.get("classifier") not in (None, "", classifier):
+            raise ValueError(
+                f"this defence was trained for {known['classifier']!r}, not for {classifier!r}: "
+                "pass transfer=True if that is what you want to measure"
+            )
+        if not transfer and known.get("fingerprint") not in (None, self.data.fingerprint):
+            raise ValueError(
+                f"this defence was trained on {known['dataset']!r}, not on {self.data.name!r}: "
+                "pass transfer=True if that is what you want to measure"
+            )
         net = self.classifier(classifier)
         self._refuse_seen(net, adversarial.split)
+        self._check_fit(defense, known, adversarial)
         start = time.perf_counter()
         fields = measure(net, defense, adversarial)
-        known: dict[str, Any] = (
-            {"name": "none"} if defense is None else self._known.get(defense, {})
-        )
         record = Record(
             dataset=self.data.name,
             fingerprint=self.data.fingerprint,
@@ -340,6 +357,26 @@ class Lab:
             record = append_record(record, records_path())
         self.records.append(record)
         return record
+
+    def _check_fit(
+        self, defense: nn.Module | None, known: Mapping[str, Any], adversarial: AdversarialSet
+    ) -> None:
+        """Refuse images of another size, and try a module on some that was not trained on these."""
+        if not len(adversarial):
+            raise ValueError("this adversarial set holds no images: nothing can be measured on it")
+        shape = tuple(adversarial.x.shape[1:])
+        if shape != self.data.shape:
+            raise ValueError(
+                f"this adversarial set holds images {shape}, but {self.data.name} has "
+                f"{self.data.shape}: resize them, or take a lab of {adversarial.dataset!r}"
+            )
+        if defense is None or known.get("fingerprint") == self.data.fingerprint:
+            return
+        out = threats.tried(defense, adversarial.x)
+        if getattr(defense, "replaces_classifier", False):
+            threats.check_answers(defense, out, len(self.data.classes))
+        else:
+            threats.check_output(defense, adversarial.x[: threats.TRIED].cpu(), out)
 
     def compare(
         self, defenses: Mapping[str, nn.Module | None],
@@ -626,7 +663,8 @@ class Lab:
         """Return a defence in eval mode on the device, and keep what its records say of it."""
         about = {
             "name": name, "settings": dict(settings), "attacks": list(seen),
-            "classifier": classifier,
+            "classifier": classifier, "dataset": self.data.name,
+            "fingerprint": self.data.fingerprint,
         }  # fmt: skip
         self._known[module] = {**known, **about}
         return module.to(self.device).eval()
@@ -748,15 +786,33 @@ class Lab:
         return {"key": artifact_key(config), "history": history[:epoch]}
 
     def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
-        tensors, made = load_tensors(WEIGHTS / f"{name}.safetensors")
+        path = WEIGHTS / f"{name}.safetensors"
+        tensors, made = load_tensors(path)
+        if missing := {"classifier", "shape", "classes", "dataset"} - made.keys():
+            raise ValueError(
+                f"{path} does not say its {', '.join(sorted(missing))}: write it anew with "
+                "unfool.lab.commit_weights, or restore it with git"
+            )
         if tuple(made["shape"]) != self.data.shape:
             raise ValueError(
                 f"{name} takes images of shape {tuple(made['shape'])}, but {self.data.name} has "
-                f"{self.data.shape}"
+                f"{self.data.shape}: choose one of CLASSIFIERS, which is trained here"
+            )
+        if made["classes"] != len(self.data.classes):
+            raise ValueError(
+                f"{name} tells {made['classes']} classes apart, but {self.data.name} has "
+                f"{len(self.data.classes)}: choose one of CLASSIFIERS, which is trained here"
             )
         net = classifiers.build(made["classifier"], self.data.shape, made["classes"])
         # Committed weights are bfloat16 to be small; they are used in float32.
-        net.load_state_dict(_in_float32(tensors))
+        try:
+            net.load_state_dict(_in_float32(tensors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} holds no weights of {made['classifier']!r} for images {self.data.shape} "
+                f"and {made['classes']} classes ({' '.join(str(error).split())[:200]}): write it "
+                "anew with unfool.lab.commit_weights, or restore it with git"
+            ) from error
         return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
 
     def _attack(
@@ -912,6 +968,8 @@ def _check_target(wanted: AttackSettings) -> None:
 
 def _warnings(fields: Mapping[str, Any]) -> list[str]:
     found = []
+    if not fields["n_attacked"]:
+        found.append("the classifier gets no image right: there was nothing to attack")
     if fields["n_success"] < 30:
         found.append(f"only {fields['n_success']} successful attacks: recovered accuracy is coarse")
     if fields["attack_success"] < 0.5:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unfool import threats
 from unfool.artifacts import artifact_key, load_tensors, save_tensors
 from unfool.attacks import VERSIONS, AttackSettings, bpda, eot, paper_attacks
-from unfool.attacks._guard import frozen
+from unfool.attacks._guard import check_gradient, frozen
 from unfool.classifiers import CLASSIFIERS
 from unfool.defenses import WASHERS
 from unfool.evaluation import Record, defended, outputs, predict
@@ -299,10 +299,10 @@ def _classifier(
     else:
         name, net = _module(wanted, path)
         net.to(lab.device)
-        _try(name, net, x)
+        threats.tried(net, x, name)
         threats.check_classifier(net, x, len(lab.data.classes))
         threats.check_answers(net, outputs(net, x), len(lab.data.classes))
-        threats.check_gradient(net, x, "let the classifier be differentiable")
+        check_gradient(net, x, "let the classifier be differentiable")
         lab.adopt(net, name, fingerprint(net, x))
     if not bool((predict(net, x) == y.cpu()).any()):
         classes = ", ".join(lab.data.classes[:5])
@@ -326,7 +326,7 @@ def _defense(
         return wanted, lab.defense(wanted, classifier=classifier)
     name, module = _module(wanted, path)
     module.to(lab.device)
-    _try(name, module, x)
+    threats.tried(module, x, name)
     threats.check_defense(module, x)
     with threats.seeded(0):
         out = outputs(module, x)
@@ -350,9 +350,9 @@ def _surrogate(
         raise ValueError(f"no surrogate: {defense} has nothing to train, who knows it has it")
     name, module = _module(wanted, path)
     module.to(x.device)
-    _try(name, module, x)
+    threats.tried(module, x, name)
     threats.check_defense(module, x)
-    threats.check_gradient(nn.Sequential(module, net), x, "attack through bpda(surrogate)")
+    check_gradient(nn.Sequential(module, net), x, "attack through bpda(surrogate)")
     return module
 
 
@@ -374,18 +374,7 @@ def _check_climbable(case: Case) -> None:
     if case.bpda and (case.before is None or replaces):
         raise ValueError(f"bpda={case.bpda!r} stands for a purifier, and {case.defense} is none")
     remedy = "BPDA lends it one: --bpda identity (in Python bpda='identity')"
-    threats.check_gradient(case.attacked, case.x, remedy)
-
-
-def _try(name: str, module: nn.Module, x: Tensor) -> None:
-    """Look at some images once, so that an error of its own is told as such."""
-    try:
-        with torch.no_grad(), frozen(module), threats.seeded(0):
-            module(x[:TRIED])
-    except Exception as error:
-        raise ValueError(
-            f"{name} fails on images {tuple(x[:TRIED].shape)} in [0, 1]: {_told(error)}"
-        ) from error
+    check_gradient(case.attacked, case.x, remedy)
 
 
 def _module(wanted: str | nn.Module, path: Path | None) -> tuple[str, nn.Module]:
@@ -404,8 +393,8 @@ def _module(wanted: str | nn.Module, path: Path | None) -> tuple[str, nn.Module]
         made = found()
     except Exception as error:
         raise ValueError(
-            f"{wanted}() failed: {_told(error)}; it is called without arguments and must return an "
-            "nn.Module"
+            f"{wanted}() failed: {threats.told(error)}; it is called without arguments and must "
+            "return an nn.Module"
         ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{wanted}() returned a {type(made).__name__}: return an nn.Module")
@@ -422,22 +411,18 @@ def _imported(wanted: str, path: Path) -> Any:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name.split(".")[0]:
-            raise ValueError(f"{name} cannot be imported: {_told(error)}") from error
+            raise ValueError(f"{name} cannot be imported: {threats.told(error)}") from error
         raise ValueError(
             f"no module {name!r} in {path}: go where {name}.py lies, or give --path"
         ) from error
     except Exception as error:
-        raise ValueError(f"{name} cannot be imported: {_told(error)}") from error
+        raise ValueError(f"{name} cannot be imported: {threats.told(error)}") from error
     if not hasattr(module, attribute):
         own = [n for n in vars(module) if not n.startswith("_")]
         close = get_close_matches(attribute, own, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(own[:8])}"
         raise ValueError(f"{name} has no {attribute!r}; {hint}")
     return getattr(module, attribute)
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from unfool.attacks import paper_attacks
 from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
 from unfool.profiles import PROFILES
-from unfool.report import markdown_table, page, table_html
+from unfool.report import markdown_table, page, skipped_html, table_html
 
 CELLS = Path(__file__).with_name("paper.csv")
 RESULTS = REPO / "results"
@@ -475,13 +475,15 @@ def between(text: str, mark: str, body: str, by: str = "") -> str:
     return re.sub(pattern, lambda _: f"{begin}{body}{end}", text, count=1, flags=re.DOTALL)
 
 
-def table_files(made: Sequence[Table], open_cells: Sequence[multiverse.Cell]) -> dict[str, str]:
+def table_files(
+    made: Sequence[Table], open_cells: Sequence[multiverse.Cell], skipped: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the text of every file that `unfool tables` writes, by its path under results/."""
     files = {f"tables/table{t.number}.md": t.markdown() for t in made}
     key = f"<p>{_prose(KEY)}</p>\n"
     body = "<h1>The paper's tables, ours beside them</h1>\n" + key + "".join(t.html() for t in made)
     files["tables/index.html"] = page(
-        "The paper's tables", body + _open_html(open_cells), kind="index"
+        "The paper's tables", body + _open_html(open_cells) + skipped_html(skipped), kind="index"
     )
     files["tables/multiverse.md"] = multiverse.markdown(open_cells, ATTACKS)
     readme = (RESULTS / "README.md").read_text("utf-8")
@@ -525,7 +527,7 @@ def write_tables(paths: Sequence[Path] = ()) -> tuple[list[Table], list[str], li
     records, skipped = gather(paths)
     made = tables(records)
     open_cells = multiverse.cells(records, printed())
-    return made, skipped, _written(table_files(made, open_cells))
+    return made, skipped, _written(table_files(made, open_cells, skipped))
 
 
 def write_figures(paths: Sequence[Path] = ()) -> tuple[list[str], list[Path]]:

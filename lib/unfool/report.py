@@ -65,7 +65,7 @@ def build(
             (new / f"{name}.html").write_text(text, encoding="utf-8")
         if records.exists():
             shutil.copy(records, new / "records.jsonl")
-        index = _index_page(results, notebooks, read_records(records), about or {})
+        index = _index_page(results, notebooks, *read_records(records), about or {})
         (new / "index.html").write_text(index, encoding="utf-8")
         _swap(new, out, Path(temporary) / "old")
     return out / "index.html"
@@ -255,6 +255,7 @@ def _index_page(
     results: Sequence[Result],
     notebooks: Mapping[str, NotebookNode],
     records: Sequence[Mapping[str, Any]],
+    skipped: Sequence[str],
     about: Mapping[str, Any],
 ) -> str:
     failed = sum(not result.ok for result in results)
@@ -271,6 +272,7 @@ def _index_page(
             results_html(results_table(records)),
             '<p><a href="records.jsonl">All records of this run</a> (JSON lines).</p>',
         ]
+    parts += [skipped_html(skipped)]
     return page("Unfool: a run of the notebooks", "\n".join(parts), "", kind="index")
 
 
@@ -369,17 +371,34 @@ NAMES = ("dataset", "classifier", "attack", "defense")
 COLUMNS = (*NAMES, "n", "success %", "recovered %", "end to end %", "clean %")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run; a line that a kill cut short is left out."""
+def read_records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The evaluations of a run, and a sentence on each line that is none of schema 1.
+
+    A kill may have cut a line short; the table does without it, and says so.
+    """
     if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+        return [], []
+    from unfool.evaluation import read_sound_fields  # not above: it needs torch
+
+    return read_sound_fields(path)
+
+
+def joined(paths: Sequence[Path]) -> str:
+    """The lines of all files that are there; half a line at an end spoils no other file's first."""
+    texts = [path.read_text("utf-8") for path in paths if path.exists()]
+    return "".join(f"{text}\n" if text and not text.endswith("\n") else text for text in texts)
+
+
+def skipped_lines(skipped: Sequence[str]) -> list[str]:
+    """What is said of lines that are no records: each by name, and how many; [] for none."""
+    count = [f"{len(skipped)} lines skipped: mend them or delete them"] if skipped else []
+    return [*(f"skipped: {line}" for line in skipped), *count]
+
+
+def skipped_html(skipped: Sequence[str]) -> str:
+    """The same as HTML; "" for none."""
+    items = "".join(f"<li>{escaped(line)}</li>" for line in skipped_lines(skipped))
+    return f'<h2>Damaged records</h2>\n<ul class="skipped">{items}</ul>\n' if items else ""
 
 
 def results_table(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -37,7 +37,7 @@ from unfool.notebooks import (
     write,
     write_text,
 )
-from unfool.report import as_text, build, read_records, results_table
+from unfool.report import as_text, build, joined, read_records, results_table, skipped_lines
 
 
 @dataclass
@@ -204,7 +204,7 @@ def _run_one(
 
 def _gather(tasks: Sequence[Task], path: Path) -> None:
     # In the order of the lessons, whichever ends first: the table's rows don't depend on luck.
-    write_text(path, "".join(t.records.read_text("utf-8") for t in tasks if t.records.exists()))
+    write_text(path, joined([task.records for task in tasks]))
 
 
 def _update(task: Task, executed: NotebookNode) -> str:
@@ -282,9 +282,11 @@ def _as_json(value: Any) -> str:
 def _conclude(
     results: list[Result], out: Path, about: Mapping[str, Any] | None, stream: TextIO
 ) -> None:
-    table = results_table(read_records(out / "records.jsonl"))
-    if table:
+    records, skipped = read_records(out / "records.jsonl")
+    if table := results_table(records):
         print(f"\n{as_text(table)}", file=stream)
+    if skipped:
+        print("", *skipped_lines(skipped), sep="\n", file=stream)
     failed = sum(not result.ok for result in results)
     print(f"\n{len(results) - failed} ok, {failed} FAILED", file=stream)
     if about is not None:

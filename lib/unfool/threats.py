@@ -21,7 +21,13 @@ from torch import Generator, Tensor, nn
 from unfool import guards
 from unfool.attacks import ATTACKS, AttackSettings
 from unfool.attacks._draws import generators, seeds_for, uniform
-from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks._guard import (
+    check_device,
+    check_gradient,
+    check_inputs,
+    check_number,
+    frozen,
+)
 from unfool.attacks.sign import check_eps
 from unfool.evaluation import defended, predict
 from unfool.progress import Progress
@@ -36,7 +42,9 @@ LEVELS = {
 """What each attacker knows and may ask, in the words of `evaluation.Record`."""
 
 WATCHED = 8  # images that are attacked one by one, for the guards that watch
+TRIED = 4  # images that show what a module is
 PLANTED = 16  # images of the binarisation test
+BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
 
 
 @dataclass(frozen=True)
@@ -151,12 +159,17 @@ def threat_levels(
     check_inputs(x, y)
     check_grid(eps)
     _check_levels(levels, guarded)
+    for name, module in (
+        ("the classifier", classifier), ("the defence", defense), ("the surrogate", surrogate)
+    ):  # fmt: skip
+        if module is not None:
+            check_device(module, x, name)
     if defense is not None:
         check_defense(defense, x)
     whole = defended(classifier, defense)
     climbed = [attacked] if isinstance(attacked, nn.Module) else list(attacked) or [whole]
     for model in climbed:
-        check_gradient(model, x)
+        check_gradient(model, x, BPDA)
     trial = _Trial(whole, x, y, tuple(eps), attackers or Attackers(), seed, progress, memory)
     near = [] if surrogate is None else [defended(classifier, surrogate)]
     victims = {
@@ -236,6 +249,7 @@ class _Trial:
         yield guards.zero_gradients(model, self.x, self.y)
         yield guards.random_without_eot(model, self.x)
         if not clean.any():
+            yield "no image is right unattacked: there was nothing to attack"
             return
         # Where about half of the images fall there is most to win and to lose.
         half = (best.float().mean(dim=1) - clean.float().mean() / 2).abs()
@@ -406,14 +420,36 @@ def _check_module(module: nn.Module, images: Tensor, check: Callable[[Tensor], N
         as_given = _seen(module, some)
     finally:
         module.load_state_dict(before)
-    if changed or _differ(first, again):
+    moody = _differ(as_given, first)
+    training = any(part.training for part in module.modules())
+    if changed or _differ(first, again) or (moody and not training):
         what = f"its {changed[0]!r} changed" if changed else "the second answer was another"
         raise ValueError(
             f"{name} holds a state between calls ({what} on the same images with the same random "
             "numbers): let forward() depend on its input and torch's global random state alone"
         )
-    if _differ(as_given, first):
+    if moody:
         raise ValueError(f"{name} is in train mode: call {name}.eval() first")
+
+
+def tried(module: nn.Module, images: Tensor, name: str = "") -> Tensor:
+    """Return what a module makes of the first images; an error of its own is told as such."""
+    some = images[:TRIED]
+    some = some.to(next(module.parameters(), some).device)
+    try:
+        with torch.no_grad(), frozen(module), seeded(0):
+            out = module(some)
+    except Exception as error:
+        raise ValueError(
+            f"{name or type(module).__name__} fails on images {tuple(some.shape)} in [0, 1]: "
+            f"{told(error)}"
+        ) from error
+    return _one(module, out).cpu()
+
+
+def told(error: Exception) -> str:
+    """Return an error's kind and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
@@ -439,54 +475,14 @@ def check_output(defense: nn.Module, images: Tensor, out: Tensor) -> None:
 @torch.no_grad()
 def _seen(module: nn.Module, images: Tensor) -> Tensor:
     with seeded(0):
-        out: Tensor = module(images)
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            f"{type(module).__name__} returns a {type(out).__name__}: return one Tensor"
-        )
-    return out.clone()
+        return _one(module, module(images)).clone()
+
+
+def _one(module: nn.Module, out: Any) -> Tensor:
+    if isinstance(out, Tensor):
+        return out
+    raise ValueError(f"{type(module).__name__} returns a {type(out).__name__}: return one Tensor")
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or not torch.allclose(a, b, atol=1e-5, equal_nan=True)
-
-
-BPDA = "pass attacked=nn.Sequential(bpda(defense), classifier), see unfool.attacks.bpda"
-
-
-def check_gradient(model: nn.Module, x: Tensor, remedy: str = BPDA) -> None:
-    """Refuse a model that passes no gradient back to the images, and name the module at fault.
-
-    Raises:
-        ValueError: with the module's name and the remedy.
-    """
-    stops: list[str] = []
-    with frozen(model), torch.enable_grad(), seeded(0):
-        images = x[:2].detach().clone().requires_grad_(True)
-        hooks = [
-            module.register_forward_hook(_note(stops, path))
-            for path, module in model.named_modules()
-        ]
-        try:
-            logits = model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        gradient = None
-        if logits.requires_grad:
-            (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
-    if gradient is None:
-        where = stops[0] if stops else type(model).__name__
-        raise ValueError(
-            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: "
-            f"{remedy}"
-        )
-
-
-def _note(stops: list[str], path: str) -> Callable[[nn.Module, Any, Any], None]:
-    def note(module: nn.Module, inputs: Any, out: Any) -> None:
-        came = any(isinstance(i, Tensor) and i.requires_grad for i in inputs)
-        if came and isinstance(out, Tensor) and not out.requires_grad:
-            stops.append(f"{type(module).__name__}" + (f" ({path})" if path else ""))
-
-    return note

@@ -39,7 +39,7 @@ from unfool.attacks.jsma import jsma
 from unfool.attacks.lbfgs import VERSION as _LBFGS
 from unfool.attacks.lbfgs import lbfgs
 from unfool.attacks.sign import VERSION as _SIGN
-from unfool.attacks.sign import bim, fgsm, pgd, r_fgsm, r_llc
+from unfool.attacks.sign import bim, check_eps, fgsm, pgd, r_fgsm, r_llc
 from unfool.attacks.square import VERSION as _SQUARE
 from unfool.attacks.square import square
 
@@ -135,6 +135,9 @@ class AttackSettings:
 
     `settings` are the attack's keyword arguments, but for `target`: there "random" stands for
     classes from `random_targets`, which whoever calls the attack draws.
+
+    Raises:
+        TypeError, ValueError: an unknown attack, or an eps that is none (below 0, of 255 levels).
     """
 
     name: str
@@ -143,6 +146,8 @@ class AttackSettings:
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
             raise ValueError(f"unknown attack {self.name!r}: choose from {', '.join(ATTACKS)}")
+        if "eps" in self.settings:  # told here, not after an hour of other attacks
+            check_eps(self.settings["eps"], self.settings.get("norm", "linf"))
 
 
 def paper_attacks(dataset: str) -> tuple[AttackSettings, ...]:

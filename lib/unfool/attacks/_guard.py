@@ -15,6 +15,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any
 
@@ -28,6 +30,7 @@ from unfool.progress import Progress
 # pass and faulted in anew, which costs half as much again and more. A GPU takes all that fit.
 CPU_CHUNK = 64
 GPU_CHUNK = 4096
+BPDA = "nn.Sequential(bpda(defense), classifier) lends it one, see unfool.attacks.bpda"
 
 
 # --- the caller's model ---------------------------------------------------------------------------
@@ -53,6 +56,50 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@dataclass
+class Gradients:
+    """What came back through a model: whether any was asked for, and whether any was not zero."""
+
+    asked: bool = False
+    useful: bool = False
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[Gradients]:
+    """As `frozen`, for who needs a gradient: the first pass that gives none is refused.
+
+    Yields what `warn_of_rounding` asks. Costs no pass.
+
+    Raises:
+        ValueError: see `check_gradient`.
+    """
+    seen = Gradients()
+
+    def back(gradient: Tensor) -> None:
+        seen.useful = seen.useful or bool(gradient.any())
+
+    def enter(_module: nn.Module, inputs: Any) -> Any:
+        if not (torch.is_grad_enabled() and inputs[0].requires_grad) or seen.useful:
+            return None
+        seen.asked, images = True, inputs[0].view_as(inputs[0])
+        images.register_hook(back)  # of what the model gives alone, not of other terms of a loss
+        return (images, *inputs[1:])
+
+    def leave(_module: nn.Module, inputs: Any, logits: Tensor) -> None:
+        if torch.is_grad_enabled() and inputs[0].requires_grad and not logits.requires_grad:
+            for hook in hooks:
+                hook.remove()
+            check_gradient(model, inputs[0])
+
+    hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave)]
+    try:
+        with frozen(model):
+            yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def in_chunks(
     attack: Callable[[slice], Tensor],
     model: nn.Module,
@@ -76,7 +123,7 @@ def in_chunks(
     """
     chunk = CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK
     done, start = [x[:0].detach().clone()], 0
-    with frozen(model), checked(model, x, y, target):
+    with attacked(model) as seen, checked(model, x, y, target):
         while start < len(x):
             try:
                 done.append(attack(slice(start, start + chunk)).detach())
@@ -88,7 +135,9 @@ def in_chunks(
             start = min(start + chunk, len(x))
             if progress is not None:
                 progress(start, len(x), name)
-    return torch.cat(done)
+    result = torch.cat(done)
+    warn_of_rounding(seen, x, result)
+    return result
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -194,11 +243,7 @@ def checked(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> It
 
     The logits are those of the first pass that is made inside: none is spent on looking.
     """
-    parameter = next(model.parameters(), None)
-    if parameter is not None and parameter.device != x.device:
-        raise ValueError(
-            f"the model is on {parameter.device} and x on {x.device}: move one with .to(device)"
-        )
+    check_device(model, x)
 
     def look(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
         hook.remove()
@@ -209,6 +254,66 @@ def checked(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None) -> It
         yield
     finally:
         hook.remove()
+
+
+def check_device(model: nn.Module, x: Tensor, name: str = "the model") -> None:
+    """Refuse a model any part of which, weight or buffer, lies elsewhere than the images."""
+    for part in chain(model.parameters(), model.buffers()):
+        if part.device != x.device:
+            raise ValueError(
+                f"{name} is on {part.device} and x on {x.device}: move one with .to(device)"
+            )
+
+
+def check_gradient(model: nn.Module, x: Tensor, remedy: str = BPDA) -> None:
+    """Refuse a model that passes no gradient back to the images, and name the module at fault.
+
+    A gradient that is zero is one: see `warn_of_rounding`. The global random state stays.
+
+    Raises:
+        ValueError: with the module's name and the remedy.
+    """
+    stops: list[str] = []
+    devices, gradient = range(torch.cuda.device_count()), None
+    with frozen(model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        images = x[:2].detach().clone().requires_grad_(True)
+        hooks = [m.register_forward_hook(_note(stops, path)) for path, m in model.named_modules()]
+        try:
+            logits = model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if logits.requires_grad:
+            (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
+    if gradient is None:
+        where = stops[0] if stops else type(model).__name__
+        raise ValueError(
+            f"no gradient reaches the images: {where} stops it. A white-box attack needs one: "
+            f"{remedy}"
+        )
+
+
+def _note(stops: list[str], path: str) -> Callable[[nn.Module, Any, Any], None]:
+    def note(module: nn.Module, inputs: Any, out: Any) -> None:
+        came = any(isinstance(i, Tensor) and i.requires_grad for i in inputs)
+        if came and isinstance(out, Tensor) and not out.requires_grad:
+            stops.append(f"{type(module).__name__}" + (f" ({path})" if path else ""))
+
+    return note
+
+
+def warn_of_rounding(seen: Gradients, x: Tensor, x_adv: Tensor) -> None:
+    """Warn where no image was moved and every gradient was exactly zero, as rounding makes it.
+
+    That may be no fault: networks saturate, and whoever looks for such a mask wants to see one.
+    """
+    if seen.asked and not seen.useful and torch.equal(x, x_adv):
+        warnings.warn(
+            f"the attack moved none of {len(x)} images, because every gradient was zero: does a "
+            f"module round? {BPDA}",
+            stacklevel=levels_up_to_the_caller(),
+        )
 
 
 def check_logits(logits: Tensor, y: Tensor, target: Tensor | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import frozen
+from unfool.attacks._guard import attacked, warn_of_rounding
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.attacks._schedule import schedule_of
 from unfool.progress import Progress
@@ -152,9 +152,10 @@ def run(
     kappa: float, schedule: Schedule, progress: Progress | None,
 ) -> Tensor:  # fmt: skip
     """Attack the images that the model gets right; return the best of each, or the original."""
-    with frozen(model):
+    with attacked(model) as seen:
         live = rightly_classified(model, x, y, target)
         aim, sign = (y, -1) if target is None else (target, 1)
         state = rounds(model, x, aim, sign, live, kappa, schedule, progress)
         step_while_any(state.step, live)
+    warn_of_rounding(seen, x, state.best)
     return state.best

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks._guard import attacked, check_inputs, check_number, frozen
 
 
 def bpda(module: nn.Module, backward: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
@@ -74,6 +74,8 @@ def eot(model: nn.Module, samples: int = 20, *, seed: int | None = None) -> nn.M
         TypeError, ValueError: samples is no whole number from 1 on.
     """
     check_number("samples", samples, 1, whole=True)
+    if seed is not None:
+        check_number("seed", seed, 0, whole=True)
     return Eot(model, samples, seed)
 
 
@@ -187,7 +189,7 @@ def misread_by_generator(
         raise ValueError(f"rate {rate} and weight {weight} must be > 0: nothing would be sought")
     latent: int = generator.latent  # type: ignore[assignment]
     drawn = torch.randn(starts, len(x), latent, generator=Generator().manual_seed(seed))
-    with frozen(generator), frozen(model), torch.enable_grad():
+    with frozen(generator), attacked(model), torch.enable_grad():
         found = [
             _descend_in_z(generator, model, x.detach(), y, z, (steps, rate, weight, lead_by))
             for z in (drawn / latent**0.5).to(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import check_inputs, check_number, frozen
+from unfool.attacks._guard import attacked, check_inputs, check_number, warn_of_rounding
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.attacks._schedule import bisect_c, schedule_of
 from unfool.progress import Progress
@@ -110,11 +110,12 @@ def carlini_wagner_l2(
     schedule = schedule_of(
         PRESETS, preset, searches=searches, steps=steps, lr=lr, c=c, warm_start=warm_start
     )
-    with frozen(model):
+    with attacked(model) as seen:
         live = rightly_classified(model, x, y, target)
         aim, sign = (y, -1) if target is None else (target, 1)
         search = Search(model, x, aim, sign, live, kappa, schedule, progress)
         step_while_any(search.step, live)
+    warn_of_rounding(seen, x, search.best)
     return search.best
 
 

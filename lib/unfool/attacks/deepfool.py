@@ -11,7 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import check_inputs, check_number, frozen, refuse_target
+from unfool.attacks._guard import (
+    attacked,
+    check_inputs,
+    check_number,
+    refuse_target,
+    warn_of_rounding,
+)
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
 
@@ -75,11 +81,13 @@ def deepfool(
     check_number("classes", classes, 2, whole=True)
     check_number("bisect", bisect, 0, whole=True)
 
-    with frozen(model):
+    with attacked(model) as seen:
         live = rightly_classified(model, x, y)
         walk = Walk(model, x, y, live, overshoot, steps, classes, exact, progress)
         step_while_any(walk.look, live)
-        return halve_the_way(model, walk.x, walk.x_adv, y, bisect)
+        found = halve_the_way(model, walk.x, walk.x_adv, y, bisect)
+    warn_of_rounding(seen, x, found)
+    return found
 
 
 class Walk:

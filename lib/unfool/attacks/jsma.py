@@ -14,11 +14,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._guard import (
+    attacked,
     check_choice,
     check_inputs,
     check_number,
-    frozen,
     need_target,
+    warn_of_rounding,
 )
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
@@ -82,11 +83,13 @@ def jsma(
     target = need_target(target, "jsma")
     check_inputs(x, y, target)
     check_settings(theta, gamma, variant, saturated)
-    with frozen(model):
+    with attacked(model) as seen:
         live = rightly_classified(model, x, y, target)
         hunt = Hunt(model, x, target, live, theta, gamma, variant, saturated, progress)
         step_while_any(hunt.step, live)
-    return torch.where(hunt.fooled.view(-1, 1, 1, 1), hunt.x_adv, x.detach())
+    found = torch.where(hunt.fooled.view(-1, 1, 1, 1), hunt.x_adv, x.detach())
+    warn_of_rounding(seen, x, found)
+    return found
 
 
 def check_settings(theta: float, gamma: float, variant: str, saturated: float) -> None:

@@ -18,7 +18,13 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import check_inputs, check_number, frozen, levels_up_to_the_caller
+from unfool.attacks._guard import (
+    attacked,
+    check_inputs,
+    check_number,
+    levels_up_to_the_caller,
+    warn_of_rounding,
+)
 from unfool.attacks._pool import rightly_classified
 from unfool.progress import Progress
 
@@ -83,7 +89,7 @@ def lbfgs(
     if c == 0:
         raise ValueError("c must be > 0: with 0 nothing would ever move")
     best, fooled = x.detach().clone(), 0
-    with frozen(model):
+    with attacked(model) as seen:
         rows = rightly_classified(model, x, y, target).nonzero().flatten().tolist()
         started = time.perf_counter()
         for done, i in enumerate(rows):
@@ -95,6 +101,7 @@ def lbfgs(
             if progress is not None:
                 others = len(x) - len(rows)
                 progress(others + done + 1, len(x), f"lbfgs: {fooled} of {len(rows)} fooled")
+    warn_of_rounding(seen, x, best)
     return best
 
 

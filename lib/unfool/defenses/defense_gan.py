@@ -13,6 +13,7 @@ by the identity on the way back, and results/make_in_z.py does so, too.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ from unfool.defenses.wgan_gp import Generator
 
 CPU_ROWS = 128  # starts that descend at once; measured: 64 to 512 take the same time for each
 GPU_ROWS = 4096
+FAR = 100.0  # length of z; a start is about 1 long, where it ends about 5
+GREW = 1.01  # times the error at the start: more than rounding
 SLOW_AFTER, SLOWER = 0.8, 0.1  # at 80 % of the steps the rate falls to a tenth
 
 
@@ -94,7 +97,10 @@ class DefenseGAN(nn.Module):
 
         Raises:
             ValueError: images of another shape than the generator makes.
-            FloatingPointError: all starts of an image diverged.
+            FloatingPointError: the search diverged for more than half of the images: its error is
+                not finite, or larger than where it started, or z lies beyond all that a generator
+                knows. One whose pixels are bounded hides that: its images stay in [0, 1] wherever
+                z has gone. Of fewer images a warning tells the share.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
             raise ValueError(
@@ -107,38 +113,54 @@ class DefenseGAN(nn.Module):
                 self._nearest(part.detach())
                 for part in images.split(max(1, rows // len(self.starts)))
             ]
-        made, errors = zip(*parts, strict=True)
-        return torch.cat(made), torch.cat(errors)
+        made, errors, first = (torch.cat(column) for column in zip(*parts, strict=True))
+        self._tell_of_diverged(errors, first)
+        return made, errors
 
-    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Descend from all starts of a few images at once; return what ended nearest to each."""
+    def _tell_of_diverged(self, errors: Tensor, first: Tensor) -> None:
+        """Warn of images whose error grew, (N,) each; refuse to go on where most did."""
+        n, lost = len(errors), int((~(errors <= GREW * first)).sum())
+        if not lost:
+            return
+        said = (
+            f"the search diverged from all {len(self.starts)} starts for {lost} of {n} images: "
+            f"lower the rate {self.settings.rate:g}"
+        )
+        if 2 * lost > n:
+            raise FloatingPointError(said)
+        warnings.warn(f"{said}; here they are no reconstruction", stacklevel=3)
+
+    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Descend from all starts of a few images at once; return what ended nearest to each.
+
+        That is the image, its error, and the error of the start that it came from.
+        """
         n, restarts = len(images), len(self.starts)
         x = images.repeat_interleave(restarts, dim=0)
-        z = self._descend(self.starts.repeat(n, 1), x)
+        z, first = self._descend(self.starts.repeat(n, 1), x)
         with torch.no_grad():
             made = self.generator(z)
-            errors = _errors(made, x).view(n, restarts)
+            errors = _errors(made, x)
+            errors[~(z.norm(dim=1) <= FAR)] = torch.inf  # NaN, too
+            errors = errors.view(n, restarts)
         best = errors.nan_to_num(nan=torch.inf).min(dim=1)
-        if not torch.isfinite(best.values).all():
-            raise FloatingPointError(
-                f"the search diverged from all {restarts} starts for "
-                f"{int((~torch.isfinite(best.values)).sum())} of {n} images: lower the rate "
-                f"{self.settings.rate:g}"
-            )
         chosen = torch.arange(n, device=z.device) * restarts + best.indices
-        return made[chosen], best.values
+        return made[chosen].nan_to_num(), best.values, first[chosen]
 
-    def _descend(self, z: Tensor, x: Tensor) -> Tensor:
-        step = torch.zeros_like(z)
+    def _descend(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the starts z end, and the errors that they began with, a row each."""
+        step, first = torch.zeros_like(z), z[:, 0]
         for index in range(self.settings.steps):
             z = z.detach().requires_grad_(True)
             with torch.enable_grad():  # also where the caller wants no gradient
                 # Each row's error depends on its own z alone, so one pass gives every gradient.
-                (slope,) = torch.autograd.grad(_errors(self.generator(z), x).sum(), z)
+                errors = _errors(self.generator(z), x)
+                (slope,) = torch.autograd.grad(errors.sum(), z)
+            first = errors.detach() if index == 0 else first
             late = index >= SLOW_AFTER * self.settings.steps
             step = self.settings.momentum * step + slope
             z = z.detach() - self.settings.rate * (SLOWER if late else 1.0) * step
-        return z
+        return z, first
 
 
 def _errors(made: Tensor, x: Tensor) -> Tensor:

@@ -220,6 +220,11 @@ def thresholds(scores: Tensor, false_positives: float, *, joint: bool) -> Tensor
         false_positives, joint: see `MagNet`.
     """
     check_number("false_positives", false_positives, 0, 1)
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError(
+            "a detector's score of a validation image is NaN or infinite, and would refuse "
+            "nothing: look at the images and at the autoencoders' weights"
+        )
     n, detectors = scores.shape
     allowed = int(n * false_positives + 1e-9)  # 0.07 * 100 is a hair above 7, 0.29 * 100 below 29
     if not 0 < false_positives < 1 or not allowed:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, pad
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import check_choice, check_number, check_range, frozen
+from unfool.attacks._guard import check_choice, check_images, check_number, check_range, frozen
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 
@@ -314,7 +314,8 @@ def train(
         progress: called after every step.
 
     Raises:
-        ValueError: no pairs (did the attack succeed at all?), or shapes that differ.
+        ValueError: no pairs (did the attack succeed at all?), shapes that differ, or pixels that
+            are not in [0, 1].
     """
     if adversarial.shape != clean.shape or len(clean) == 0:
         raise ValueError(
@@ -322,6 +323,8 @@ def train(
             f"adversarial and {tuple(clean.shape)} clean images"
             + ("; no attack succeeded: raise its strength" if len(clean) == 0 else "")
         )
+    for images in (adversarial, clean):
+        check_images(images)
     if settings.identity:
         once, which = clean.unique(dim=0, return_inverse=True)
         adversarial, clean = torch.cat([adversarial, once]), torch.cat([clean, once])
