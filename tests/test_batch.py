@@ -218,6 +218,16 @@ def test_the_control_a_held_lock_is_seen(tmp_path: Path) -> None:
     assert held_locks(tmp_path) == []
 
 
+def test_a_job_that_is_done_and_the_kernel_of_the_unit_import_nothing_slow() -> None:
+    """What a job needs is imported when it is known that it has to be done."""
+    slow = "print(*{'nbformat', 'papermill', 'snakemake', 'torch'} & {*sys.modules})"
+    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    for first, wanted in (("unfool.batch, unfool.grids", ""), ("nbformat", "nbformat")):
+        code = f"import sys, {first}; {slow}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+        assert done.stdout.strip() == wanted, done.stderr
+
+
 HUNGRY = """
 import sys, time
 from unfool.batch import _watch_memory
