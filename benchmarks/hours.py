@@ -1,8 +1,8 @@
-"""Expected hours of the whole paper with three seeds, from the job graphs of its grids.
+"""Expected hours of each grid, and of the whole paper with three seeds, from their job graphs.
 
     .venv/bin/python benchmarks/hours.py
 
-Nothing is run: what a job costs comes from `lib/unfool/costs.yaml`. Prints the table that
+Nothing is run: what a job costs comes from `lib/unfool/costs.yaml`. Prints the two tables that
 `workflow/README.md` holds.
 """
 
@@ -18,6 +18,7 @@ import yaml
 from unfool.grids import GRIDS, Job, makespan, plan
 
 DIGITS, COLOUR = ("table2", "table4", "table6"), ("table3", "table5")
+EACH = ("table2", "table3", "table4", "table5", "table6", "figures", "multiverse")
 NODES, CORES = 16, 2
 
 
@@ -40,8 +41,19 @@ def hours(jobs: list[Job], cores: int, gpus: int = 1) -> str:
     return f"{spent:.1f}" if spent < 10 else f"{spent:.0f}"
 
 
+def each() -> str:
+    """Return the hours of each grid as Markdown."""
+    lines = ["| grid | experiments | hours | on |", "|---|---:|---:|---|"]
+    for name in EACH:
+        jobs = plan(name)
+        count = sum(job.kind == "experiment" for job in jobs)
+        on = "GPU" if any(job.gpus for job in jobs) else "core"
+        lines.append(f"| `{name}` | {count} | {hours(jobs, 1)} | {on} |")
+    return "\n".join(lines) + "\n"
+
+
 def table() -> str:
-    """Return the hours as Markdown."""
+    """Return the hours of the whole paper as Markdown."""
     desk, cuda = {"profile": "desk", "device": "cpu"}, {"device": "cuda"}
     lines = [
         "| tables | one core after the other | 2 cores | one H200 (estimate) | 16 nodes |"
@@ -67,4 +79,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    print(each(), table(), sep="\n", end="")

@@ -98,6 +98,15 @@ ACTIONS: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
+# What is made beforehand, and killed in a test of its own.
+BEFORE: dict[str, Callable[[Path], object]] = {
+    "attack": lambda root: Lab("smoke", store=Store(root / "store")).classifier("anet"),
+    "purifier": lambda root: Lab("smoke", store=Store(root / "store")).adversarial_set(
+        "fgsm", split="train"
+    ),
+}
+
+
 def problems(action: str, root: Path, wanted: Any) -> Any:
     """With `wanted` None, what the action left; "half": what is corrupt; else what differs."""
     store, lines = root / "store", list(root.rglob("*.jsonl"))

@@ -2,7 +2,8 @@
 
     python tests/kill_everywhere.py ACTION FOLDER all|N
 
-Prints how many operations there are, at how many it was killed, and a line for each fault.
+What `BEFORE` holds of an action is done first, once, and not killed. Prints how many operations
+there are, at how many it was killed, and a line for each fault.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fault_actions import ACTIONS, problems
+from fault_actions import ACTIONS, BEFORE, problems
 
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -43,7 +45,9 @@ class Trace:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(action: str, root: Path, trace: Trace, at: int = 0) -> tuple[int, list[str]]:
+def run(
+    action: Callable[[Path], object], root: Path, trace: Trace, at: int = 0
+) -> tuple[int, list[str]]:
     """Do the action in a child; return how it ended, and the operations that it came to."""
     file = root.with_suffix(".trace")
     file.unlink(missing_ok=True)
@@ -52,7 +56,7 @@ def run(action: str, root: Path, trace: Trace, at: int = 0) -> tuple[int, list[s
         torch.set_num_threads(1)
         trace.at, trace.log = at, os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         try:
-            ACTIONS[action](root)
+            action(root)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
@@ -61,18 +65,21 @@ def run(action: str, root: Path, trace: Trace, at: int = 0) -> tuple[int, list[s
     return status, file.read_text().splitlines()
 
 
-def fresh(root: Path) -> None:
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
+def fresh(root: Path, before: Path) -> None:
+    shutil.rmtree(root)
+    shutil.copytree(before, root)
 
 
-def main(action: str, root: Path, wanted: str) -> None:
-    trace = Trace(root)
+def main(name: str, root: Path, wanted: str) -> None:
+    trace, action = Trace(root), ACTIONS[name]
     sys.addaudithook(trace)
-    fresh(root)
+    root.mkdir()
+    assert name not in BEFORE or run(BEFORE[name], root, trace)[0] == 0
+    before = root.with_suffix(".before")
+    shutil.copytree(root, before)
     status, operations = run(action, root, trace)
     assert status == 0, "it does not even end unbroken"
-    whole, n = problems(action, root, None), len(operations)
+    whole, n = problems(name, root, None), len(operations)
     chosen = (
         range(n)
         if wanted == "all"
@@ -80,16 +87,16 @@ def main(action: str, root: Path, wanted: str) -> None:
     )
     faults = []
     for k in chosen:
-        name = f"{k + 1}, {operations[k]}"
-        fresh(root)
+        point = f"{k + 1}, {operations[k]}"
+        fresh(root, before)
         status, _ = run(action, root, trace, k + 1)
         if not os.WIFSIGNALED(status):
-            faults.append(f"{name}: was not killed")
-        faults += [f"killed before {name}: {p}" for p in problems(action, root, "half")]
+            faults.append(f"{point}: was not killed")
+        faults += [f"killed before {point}: {p}" for p in problems(name, root, "half")]
         status, _ = run(action, root, trace)
         if status:
-            faults.append(f"killed before {name}: cannot be taken up again")
-        faults += [f"taken up after {name}: {p}" for p in problems(action, root, whole)]
+            faults.append(f"killed before {point}: cannot be taken up again")
+        faults += [f"taken up after {point}: {p}" for p in problems(name, root, whole)]
     print(n, len(chosen), *faults, sep="\n")
 
 

@@ -153,6 +153,7 @@ def test_a_signal_is_heard_whatever_handler_is_put_in_place(
     """As Snakemake puts one; on Slurm the queue's jobs are cancelled. Other signals are no stop."""
     ended: list[str] = []
     monkeypatch.setattr(batch, "_cancel", lambda prefix, say: ended.append(prefix))
+    monkeypatch.setattr(batch, "AGAIN", 0.02)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with batch._stoppable(lambda: batch._end_jobs(tmp_path, "slurm", print)) as heard:
@@ -160,16 +161,38 @@ def test_a_signal_is_heard_whatever_handler_is_put_in_place(
                 signal.signal(number, lambda *_: None)
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.2)
-            assert heard == []
+            assert heard == ended == []
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)
         assert heard == [signal.SIGTERM]
-        assert ended == [batch._prefix(tmp_path)]
+        assert len(ended) > 1  # again, for a job that begins just after the first time
+        assert set(ended) == {batch._prefix(tmp_path)}
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert signal.set_wakeup_fd(-1) == -1  # none is left behind
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_job_says_how_to_go_on_too(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    import snakemake.cli
+
+    def main(command: list[str]) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(9)
+
+    said: list[str] = []
+    monkeypatch.setattr(snakemake.cli, "main", main)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `unfool` has it
+    try:
+        status = batch.run(str(grid), out=tmp_path / "out", say=said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status == batch.STOPPED
+    assert said[1:] == ["stopped: 0 of 6 jobs done", "go on with: make batch-resume"]
 
 
 def held_locks(out: Path) -> list[str]:
@@ -193,6 +216,16 @@ def test_the_control_a_held_lock_is_seen(tmp_path: Path) -> None:
     with FileLock(tmp_path / "locks" / "one.lock"):
         assert held_locks(tmp_path) == ["one.lock"]
     assert held_locks(tmp_path) == []
+
+
+def test_a_job_that_is_done_and_the_kernel_of_the_unit_import_nothing_slow() -> None:
+    """What a job needs is imported when it is known that it has to be done."""
+    slow = "print(*{'nbformat', 'papermill', 'snakemake', 'torch'} & {*sys.modules})"
+    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    for first, wanted in (("unfool.batch, unfool.grids", ""), ("nbformat", "nbformat")):
+        code = f"import sys, {first}; {slow}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+        assert done.stdout.strip() == wanted, done.stderr
 
 
 HUNGRY = """

@@ -78,6 +78,7 @@ def test_kill_9_at_every_file_operation_of_the_lab(action: str, tmp_path: Path) 
     there, killed, faults = killed_everywhere(action, tmp_path / "root")
     assert faults == []
     assert killed == there
+    print(f"{action}: killed before each of {there} file operations")
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell
 from unfool import checks
 from unfool.checks import one_step, verdict
 from unfool.exercises import EXERCISES, SOLUTIONS
-from unfool.grading import run, sandbox
+from unfool.grading import run, sandbox, warden
 from unfool.grading.jury import Guard, Tampered
 from unfool.grading.run import Line, grade
 from unfool.grading.sandbox import Limits, judge
@@ -293,6 +293,19 @@ def test_without_namespaces_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "stopped at" in ended.reason
     names = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     assert not [name for name in names if "sleep 87654" in name or "grading.jury" in name]
+
+
+def test_a_child_that_was_just_forked_does_not_count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows its parent's memory as its own, until it runs its own program a moment later."""
+    monkeypatch.setattr(warden, "resident", lambda process: looks.pop(0) * 10**6)
+    for seen, wanted in (
+        ([900, 900, 900, 5], 905.0),
+        ([900, 900, 900, 900], 1800.0),  # the control: it does hold that much
+        ([900, 5], 905.0),  # one look, as nothing is over the limit
+    ):
+        looks = list(seen)
+        assert warden.held([psutil.Process()] * 2, 1500) == wanted
+        assert looks == []
 
 
 def test_memory_and_time() -> None:

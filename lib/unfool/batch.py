@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ WORKFLOW = REPO / "workflow"
 OUT = REPO / "build" / "batch"
 WAIT_FOR_SLURM = 60.0  # seconds that cancelled jobs get to end
 POLL = 0.25  # seconds between two looks at a job's memory
+AGAIN = 1.0  # seconds until jobs that began after a signal are ended, too
 STOPPED = 130  # exit status, as a shell has it after Ctrl-C
 Say = Callable[[str], None]
 
@@ -77,12 +79,12 @@ def _watch_memory(name: str, limit: int) -> None:
     """
     import psutil  # type: ignore[import-untyped]
 
-    from unfool.grading.warden import resident
+    from unfool.grading.warden import held
 
     me = psutil.Process()
     while True:
         tree = [me, *me.children(recursive=True)]
-        megabytes = sum(map(resident, tree)) / 1e6
+        megabytes = held(tree, limit)
         if megabytes > limit:
             print(
                 f"MemoryError: {name} held {megabytes:.0f} MB and may hold {limit}: raise "
@@ -287,8 +289,6 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
 
     Its own lock would outlive a kill, and ours does not: hence --nolock.
     """
-    import snakemake.cli
-
     command = [
         "--snakefile", str(WORKFLOW / "Snakefile"), "--directory", str(out), "--nolock",
         "--profile", str(WORKFLOW / "profiles" / profile),
@@ -299,25 +299,33 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
         command += ["--default-resources", f"slurm_partition={partition}"] if partition else []
     elif cores:
         command += ["--cores", str(cores)]
-    with suppress(SystemExit):  # it ends so in any case
+    # It exits in any case; a signal before its jobs begin comes out as it is, and was heard.
+    with suppress(SystemExit, KeyboardInterrupt):
+        import snakemake.cli
+
         snakemake.cli.main(command)
 
 
 @contextmanager
 def _stoppable(end: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `end` when a signal asks this process to stop; yields the signals that were heard.
+    """Call `end` once a signal asks this process to stop; yields the signals that were heard.
 
     Snakemake puts a handler of its own in place of ours, which waits for the jobs that run, for
-    hours perhaps. So a thread listens: Python writes each signal's number into a pipe.
+    hours perhaps. So a thread listens: Python writes each signal's number into a pipe. `end` is
+    called again and again until the block is left, because a job may begin just after it.
     """
     heard: list[int] = []
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
 
     def listen() -> None:
-        while number := os.read(ear, 1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM):
-                heard.append(number[0])
+        while True:
+            if select.select([ear], [], [], AGAIN if heard else None)[0]:
+                number = os.read(ear, 1)
+                if not number:
+                    return
+                heard.extend({*number} & {signal.SIGINT, signal.SIGTERM})
+            if heard:
                 end()
 
     thread = threading.Thread(target=listen, daemon=True)

@@ -444,6 +444,7 @@ def _seconds(job: Job, *, alone: bool) -> float:
 def _work(kind: str, own: Mapping[str, Any]) -> float:
     """Expected seconds of building something: images × passes × what one costs."""
     from unfool.profiles import profile_of
+    from unfool.training import recipe_for
 
     costs, profile = _costs(), profile_of(own["profile"])
     if str(own["device"]).startswith("cuda"):
@@ -453,7 +454,8 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     factor = float(costs["network"].get(network, 1.0))
     if kind == "classifier":
         seen = min(images, profile.classifier_images or images)
-        return float(costs["training_pass"]) * factor * seen * profile.classifier_epochs
+        epochs = profile.classifier_epochs * recipe_for(network, own["dataset"]).longer
+        return float(costs["training_pass"]) * factor * seen * epochs
     if kind == "adversarial":
         count = min(images, profile.images(own["attack"], own["split"]))
         return float(costs["attack"].get(own["attack"], 0.05)) * factor * count

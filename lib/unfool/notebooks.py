@@ -4,7 +4,8 @@ A notebook is run by papermill in a process of its own, so that it can be ended 
 several can run side by side. What it printed is compared with what is committed, by its `check`
 lines only: they are the claims of the course, and stable ones.
 
-Nothing here imports torch: the notebooks do.
+Nothing here imports torch: the notebooks do. Nor does what reads no notebook import nbformat, which
+takes a second, because every process of a batch and every kernel of its unit comes by here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
-from nbformat import NotebookNode
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = REPO / "notebooks"
@@ -107,11 +108,12 @@ def defaults(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is no notebook, or names no kernel.
     """
+    from nbformat import ValidationError
     from papermill import inspect_notebook
 
     try:
         found = inspect_notebook(_unformatted(path))
-    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+    except (ValueError, AttributeError, ValidationError) as error:
         raise UsageError(f"cannot read {path} as a notebook: {error}") from error
     return {name: _literal(parameter["default"]) for name, parameter in found.items()}
 
@@ -305,6 +307,8 @@ def _kernel_never_started(log: Path) -> bool:
 
 
 def _keep(running: Path, output: Path) -> bool:
+    import nbformat
+
     try:
         nbformat.read(running, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError):
@@ -317,6 +321,8 @@ def _keep(running: Path, output: Path) -> bool:
 def _reason(
     executed: Path | None, log: Path, timeout: float | None, timed_out: bool, stop: Stop
 ) -> str:
+    import nbformat
+
     at = f"in cell {cells_begun(log)}"
     if stop.asked:
         return f"stopped {at}"
@@ -399,6 +405,8 @@ def clean(nb: NotebookNode) -> NotebookNode:
     Raises:
         ValueError: it holds injected parameters, or was not run freshly from top to bottom.
     """
+    import nbformat
+
     nb = copy.deepcopy(nb)
     if any("injected-parameters" in c.metadata.get("tags", []) for c in nb.cells):
         raise ValueError("it was run with parameters: run it without any to commit it")
@@ -436,6 +444,8 @@ def outputs(cell: NotebookNode) -> list[NotebookNode]:
 
 def write(nb: NotebookNode, path: Path) -> None:
     """Write a notebook under another name, then rename it: never half a file."""
+    import nbformat
+
     nbformat.validate(nb)
     write_text(path, nbformat.writes(nb) + "\n")
 
