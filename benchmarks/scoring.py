@@ -115,7 +115,7 @@ def counted(
         legal &= (x_adv - x).abs() <= eps + TOLERANCE
     left = ~legal.flatten(1).all(dim=1)
     black = (x_adv == 0).flatten(1).all(dim=1) & (x != 0).flatten(1).any(dim=1)
-    read = predict(model, x_adv)
+    read = predict(model, x_adv.where(x_adv.isfinite(), x))  # what was not finite counts no more
     hit = read != y if target is None else read == target
     return Judged(hit & ~left & ~black, left, black)
 

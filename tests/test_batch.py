@@ -186,11 +186,14 @@ def test_a_signal_before_the_first_job_says_how_to_go_on_too(
 
     said: list[str] = []
     monkeypatch.setattr(snakemake.cli, "main", main)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `unfool` has it
+    # As `unfool` has them; what runs in the background of a shell has inherited a deaf SIGINT.
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = {n: signal.signal(n, signal.default_int_handler) for n in both}
     try:
         status = batch.run(str(grid), out=tmp_path / "out", say=said.append)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for n, handler in before.items():
+            signal.signal(n, handler)
     assert status == batch.STOPPED
     assert said[1:] == ["stopped: 0 of 6 jobs done", "go on with: make batch-resume"]
 

@@ -14,13 +14,13 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-import nbformat
-from nbformat import NotebookNode
-
 from unfool.notebooks import Result, UsageError, outputs
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 STYLE = Path(__file__).with_name("report.css")
 PAPERMILL_MARK = "papermill-error-cell-tag"
@@ -55,6 +55,8 @@ def build(
         about: when, profile, machine, versions: shown above the table as they are.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    import nbformat  # here: a batch, which has no notebook to read, need not wait for it
+
     pages = [result.name for result in results if (executed / f"{result.name}.ipynb").exists()]
     notebooks = {n: nbformat.read(executed / f"{n}.ipynb", as_version=4) for n in pages}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".report.") as temporary:
