@@ -252,7 +252,8 @@ def cifar() -> Iterator[Case]:
         yield Case(copy, net, name, settings, "desk", attacks=2)
     for mu in (1.0, 0.0):
         yield Case(copy, net, "pix2pix", some | {"mu": mu}, "desk", attacks=2)
-    yield Case(copy, net, "denoiser", {}, "desk", attacks=2)
+    for name in ("denoiser", "finetuned"):
+        yield Case(copy, net, name, {}, "desk", attacks=2)
 
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
