@@ -36,6 +36,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -119,14 +120,20 @@ def bundle_env() -> dict[str, str]:
 
 
 def call(command: list[str], **env: str) -> int:
-    """Run in the checkout, output straight to the terminal; returns the exit code."""
+    """Run in the checkout, output straight to the terminal; returns the exit code.
+
+    Ctrl-C reaches the child by itself; SIGTERM, as of a queue or a service, is handed on to it.
+    """
     sys.stdout.flush()
     with subprocess.Popen(command, cwd=HERE, env=child_env(**env)) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             return process.wait()
         except KeyboardInterrupt:  # the child got it too: let it end what it does
             process.wait()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def heartbeat(stop: threading.Event) -> None:

@@ -334,6 +334,26 @@ def test_step_that_outlives_its_setup_is_waited_for(checkout: Path) -> None:
     assert "Another set-up" in ended(begin(checkout))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to hand on")
+@pytest.mark.parametrize("handed_on", [True, False])  # without, a child lives on: the control
+def test_sigterm_is_handed_on(checkout: Path, handed_on: bool) -> None:
+    work = "import time; open('begun', 'w'); time.sleep(3); open('lived_on', 'w')"
+    driver = "import course, signal, sys\n"
+    if not handed_on:
+        driver += "signal.signal = lambda *_: None\n"
+    driver += f"sys.exit(course.call([sys.executable, '-c', {work!r}]))\n"
+    (checkout / "driver.py").write_text(driver)
+    process = subprocess.Popen([sys.executable, "driver.py"], cwd=checkout)
+    for _ in range(600):
+        if (checkout / "begun").exists():
+            break
+        time.sleep(0.05)
+    process.terminate()
+    process.wait()
+    time.sleep(4)
+    assert (checkout / "lived_on").exists() != handed_on
+
+
 # --- verbs ----------------------------------------------------------------------------------------
 
 
