@@ -165,6 +165,26 @@ def test_the_white_box_rows_that_are_committed_are_whole() -> None:
     assert max(row["restarts"] for row in rows if "eps" in row) >= 10
 
 
+def test_a_run_of_classifiers_goes_on(lab: Lab, tmp_path: Path) -> None:
+    made, path = script("make_classifiers"), tmp_path / "some.jsonl"
+    for dropout in (*made.READINGS, "printed"):
+        made.measure(lab, "b", dropout, path)
+    printed, as_run = rows = read_rows(path)
+    assert [row["dropout"] for row in rows] == list(made.READINGS)
+    for row in rows:
+        assert (row["low"], row["high"]) == wilson(round(row["accuracy"] * row["n"]), row["n"])
+    assert printed["accuracy"] != as_run["accuracy"]  # B's two readings are two networks
+    assert not list(tmp_path.glob(".*.safetensors"))  # no checkpoint is left behind
+
+
+def test_defense_gans_b_is_explained_by_what_its_code_did() -> None:
+    rows = Lab("smoke").committed_rows("classifiers")
+    at = {(row["classifier"], row["dropout"]): row for row in rows}
+    assert {name for name, _ in at} >= {"a", "b", "d"}
+    assert at["b", "as run"]["low"] <= 0.962 <= at["b", "as run"]["high"]
+    assert at["b", "printed"]["low"] > 0.962
+
+
 def test_what_is_committed_is_whole() -> None:
     box, z = script("make_black_box"), script("make_in_z")
     rows = asked(Lab("smoke").committed_rows("black_box"))

@@ -225,7 +225,7 @@ def classifiers_table(rows: Rows) -> str:
     lines = [
         [name.upper(), *(told(cells.get((name, way), [])) for way in ("printed", "as run")),
          f"{REPORTED[name]:.1f}"]
-        for name in dict.fromkeys(row["classifier"] for row in rows)
+        for name in sorted({row["classifier"] for row in rows})
     ]  # fmt: skip
     head = ["classifier", "dropout as printed", "dropout as run", "reported"]
     return markdown_table(head, lines, right=True) if lines else ""
