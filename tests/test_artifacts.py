@@ -100,6 +100,7 @@ def test_what_a_kill_left_behind_is_not_sealed(store: Store) -> None:
     workshop = store.root / "building" / f"thing.{artifact_key(CONFIG)}"
     workshop.mkdir(parents=True)
     (workshop / ".checkpoint.bin.x1.part").write_bytes(b"half")
+    (workshop / ".tmp8jsCuG").write_bytes(b"half")  # of safetensors, killed in its own write
     (workshop / "manifest.json").write_text("{}")
     folder = store.get("thing", CONFIG, Builder())
     assert sorted(p.name for p in folder.iterdir()) == ["data.bin", "manifest.json"]

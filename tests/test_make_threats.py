@@ -142,6 +142,9 @@ def test_what_is_committed_is_whole(made: ModuleType) -> None:
     for eps in made.EPS:
         assert purifier["white-box", eps] <= purifier["transfer", eps]
     assert purifier["white-box", 0.15] < purifier["transfer", 0.15]
+    # Where any pixel can cross 0.5, an attack that leaves anything is broken.
+    far = {(r["level"], r["defense"]): r["accuracy"] for r in rows if r["eps"] == max(made.EPS)}
+    assert {far["white-box", name] for name in made.CASES} == {0}
     # the controls
     assert problems(rows[1:], made.CASES) != []
     assert problems([*rows, rows[0]], made.CASES) == ["a row is there twice"]

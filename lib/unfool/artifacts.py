@@ -34,6 +34,7 @@ from unfool.progress import Progress, silent
 REPO = Path(__file__).resolve().parents[2]
 SCRATCH = "checkpoint"  # files of a builder whose name starts so are its own and are not sealed
 PART = ".part"  # ends the temporary name of a file that is being written
+PRIVATE = ".tmp*"  # what safetensors writes into first, before it takes the name that it was given
 SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
 
@@ -104,8 +105,9 @@ class Store:
         workshop = self.root / "building" / f"{kind}.{key}"
         self._make(workshop)
         # A kill in the middle of a write, or between the seal and the rename, leaves these.
-        for path in [*workshop.glob(f".*{PART}"), *workshop.glob("manifest.json")]:
-            path.unlink()
+        for left in (f".*{PART}", PRIVATE, "manifest.json"):
+            for path in workshop.glob(left):
+                path.unlink()
         try:
             build(workshop)
             for path in workshop.glob(f"{SCRATCH}*"):
