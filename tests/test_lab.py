@@ -22,7 +22,14 @@ from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
 from unfool.defenses import pix2pix
 from unfool.evaluation import AdversarialSet, Record, predict, read_records
 from unfool.figures import bars
-from unfool.lab import Lab, commit_weights, committed_weights, find_device
+from unfool.lab import (
+    Lab,
+    commit_purifier,
+    commit_weights,
+    committed_purifiers,
+    committed_weights,
+    find_device,
+)
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -573,6 +580,65 @@ def test_committed_weights_of_another_shape_are_refused(weights: Path, root: Pat
     save_tensors(weights / "anet-cifar10.safetensors", net.state_dict(), made)
     with pytest.raises(ValueError, match=r"takes images of shape \(3, 32, 32\), but mnist5k has"):
         Lab("smoke", store=Store(root)).classifier("anet-cifar10")
+
+
+def test_a_purifier_is_committed_with_what_it_was_made_from(weights: Path, root: Path) -> None:
+    lab = Lab("smoke", store=Store(root))
+    own = lab.defense("pix2pix", classifier="anet-mnist5k")
+    assert own is not None
+    path = commit_purifier(lab, "anet-mnist5k")
+    tensors, made = load_tensors(path)
+    assert path == weights / "pix2pix-anet-mnist5k.safetensors"
+    assert {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} == {
+        torch.bfloat16
+    }
+    assert (made["profile"], made["fingerprint"]) == ("smoke", lab.data.fingerprint)
+    assert (committed_purifiers(), committed_weights()) == (
+        ["anet-mnist5k"],
+        ["anet-mnist", "anet-mnist5k"],  # a purifier is no classifier
+    )
+    other = Lab("smoke", seed=5, store=Store(root))  # of seed 5 the store holds no purifier
+    ready = other.defense("pix2pix", classifier="anet-mnist5k", committed=True)
+    assert ready is not None
+    ours = own.state_dict()
+    for name, tensor in ready.state_dict().items():
+        assert tensor.dtype == ours[name].dtype
+        assert torch.equal(tensor, ours[name].to(tensors[name].dtype).to(tensor.dtype))
+    attacked = other.adversarial_set("fgsm", classifier="anet-mnist5k")
+    record = other.evaluate(ready, attacked, classifier="anet-mnist5k")
+    assert record.defense_settings == lab.settings_of(own) | {"committed": True}
+    assert (record.trained_for, record.saw_attack_in_training) == ("anet-mnist5k", True)
+    assert record.learned_from == [attack.name for attack in paper_attacks("mnist5k")]
+
+
+def test_a_committed_purifier_is_taken_as_it_is_or_refused(weights: Path, root: Path) -> None:
+    lab = Lab("smoke", store=Store(root))
+
+    def ready(**settings: Any) -> nn.Module | None:
+        return lab.defense("pix2pix", classifier="anet-mnist5k", committed=True, **settings)
+
+    with pytest.raises(ValueError, match=r"no purifier of 'anet-mnist5k' ships.*from none, or"):
+        ready()
+    with pytest.raises(ValueError, match="weights of 'anet' are not committed: choose from anet-"):
+        commit_purifier(lab, "anet")
+    path = commit_purifier(lab, "anet-mnist5k")
+    assert ready() is not None  # the control
+    for settings, word in (
+        ({"epochs": 2}, "epochs"),
+        ({"attacks": paper_attacks("mnist5k")}, "attacks"),
+    ):
+        with pytest.raises(ValueError, match=f"as it ships, so {word} can't be set: leave it out"):
+            ready(**settings)
+    tensors, made = load_tensors(path)
+    for change, message in (
+        ({"fingerprint": "x", "dataset": "emnist"}, r"from 'emnist', and this lab .*Lab\(dataset="),
+        ({"settings": None}, "does not say its settings: write it anew with .*commit_purifier"),
+        ({"settings": made["settings"] | {"width": 4}}, "holds no purifier of width 4.*with git"),
+    ):
+        changed = {k: v for k, v in (made | change).items() if v is not None}
+        save_tensors(path, tensors, changed)
+        with pytest.raises(ValueError, match=message):
+            ready()
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from unfool.profiles import Profile, profile_of
 from unfool.progress import Progress, shown
 
 WEIGHTS = REPO / "results" / "weights"
+PURIFIER = "pix2pix-"  # how the names of committed purifiers begin
 BLOCK = 512  # images that an attack may lose if it is killed
 
 
@@ -246,9 +247,11 @@ class Lab:
                 `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
                 overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
-                "pix2pix" takes three more: `images=400`, at most so many of each attack are learned
-                from; and two that cost nothing once it is trained: `after=2`, as it was after so
-                many epochs, and `statistics="batch"` (see `pix2pix.with_batch_statistics`).
+                "pix2pix" takes four more: `images=400`, at most so many of each attack are learned
+                from; two that cost nothing once it is trained: `after=2`, as it was after so many
+                epochs, and `statistics="batch"` (see `pix2pix.with_batch_statistics`); and,
+                instead of all others, `committed=True`: the purifier of a committed classifier,
+                such as "bnet-mnist", that ships with the course (see `committed_purifiers`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -265,6 +268,10 @@ class Lab:
         if name.startswith("adversarial_"):
             kind = name.removeprefix("adversarial_")
             return self._adversarially_trained(classifier, kind, settings)
+        if name == "pix2pix" and settings.pop("committed", False):
+            return self._committed_purifier(
+                classifier, [*settings, *(["attacks"] if attacks else [])]
+            )
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         if name == "finetuned":
             return self._finetuned(classifier, seen, settings)
@@ -815,6 +822,43 @@ class Lab:
             ) from error
         return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
 
+    def _committed_purifier(self, classifier: str, others: Sequence[str]) -> nn.Module:
+        """Load a purifier that ships with the course; it is as it is, so nothing can be set."""
+        if others:
+            raise ValueError(
+                f"committed=True takes a purifier as it ships, so {', '.join(others)} can't be "
+                "set: leave it out, or leave committed out to train your own"
+            )
+        if classifier not in committed_purifiers():
+            raise ValueError(
+                f"no purifier of {classifier!r} ships with the course: choose classifier from "
+                f"{', '.join(committed_purifiers()) or 'none'}, or train one without committed=True"
+            )
+        path = WEIGHTS / f"{PURIFIER}{classifier}.safetensors"
+        tensors, made = load_tensors(path)
+        again = "write it anew with unfool.lab.commit_purifier, or restore it with git"
+        if missing := {"settings", "attacks", "dataset", "fingerprint"} - made.keys():
+            raise ValueError(f"{path} does not say its {', '.join(sorted(missing))}: {again}")
+        if made["fingerprint"] != self.data.fingerprint:
+            raise ValueError(
+                f"the committed purifier of {classifier!r} has learned from {made['dataset']!r}, "
+                f"and this lab holds {self.data.name!r}: take Lab(dataset={made['dataset']!r}), or "
+                "train one without committed=True"
+            )
+        settings = pix2pix.Settings(**made["settings"])
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten at once
+            generator = pix2pix.UNet(self.data.shape[0], settings.width, settings.skips)
+        try:
+            generator.load_state_dict(_in_float32(tensors))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} holds no purifier of width {settings.width} "
+                f"({' '.join(str(error).split())[:200]}): {again}"
+            ) from error
+        known = {"key": f"committed:{path.stem}", "history": made.get("history", [])}
+        named = settings.named() | {"committed": True}
+        return self._ready(generator, known, "pix2pix", named, made["attacks"], classifier)
+
     def _attack(
         self, net: nn.Module, wanted: AttackSettings, part: Split, folder: Path, progress: Any
     ) -> dict[str, Tensor]:
@@ -863,6 +907,41 @@ def records_path() -> Path:
     """Return where records are appended: `$UNFOOL_RECORDS`, else `results/local/records.jsonl`."""
     own = os.environ.get("UNFOOL_RECORDS")
     return Path(own).expanduser() if own else REPO / "results" / "local" / "records.jsonl"
+
+
+def commit_purifier(lab: Lab, classifier: str) -> Path:
+    """Write a committed classifier's purifier, of the lab's profile, to `results/weights/`.
+
+    As bfloat16; the metadata say what it was made from. `Lab.defense("pix2pix", classifier=...,
+    committed=True)` loads it.
+
+    Raises:
+        ValueError: the classifier's own weights are not committed, so nobody could use it.
+    """
+    if classifier not in committed_weights():
+        raise ValueError(
+            f"the weights of {classifier!r} are not committed: choose from "
+            f"{', '.join(committed_weights()) or 'none'}, or commit it first (commit_weights)"
+        )
+    net = lab.defense("pix2pix", classifier=classifier)
+    assert net is not None
+    small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    known = lab._known[net]
+    made = {
+        "settings": known["settings"],
+        "attacks": known["attacks"],
+        "classifier": classifier,
+        "dataset": lab.data.name,
+        "fingerprint": lab.data.fingerprint,
+        "profile": lab.profile.name,
+        "seed": lab.seed,
+        "history": lab.history(net),
+        "device": str(lab.device),
+        "versions": versions(),
+    }
+    path = WEIGHTS / f"{PURIFIER}{classifier}.safetensors"
+    save_tensors(path, small, made)
+    return path
 
 
 def commit_weights(lab: Lab, classifier: str) -> Path:
@@ -935,8 +1014,15 @@ def find_device(name: str) -> torch.device:
 
 
 def committed_weights() -> list[str]:
-    """Return the names of the weights that ship with the course."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+    """Return the names of the classifiers whose weights ship with the course."""
+    names = (path.stem for path in WEIGHTS.glob("*.safetensors"))
+    return sorted(name for name in names if not name.startswith(PURIFIER))
+
+
+def committed_purifiers() -> list[str]:
+    """Return the names of the classifiers whose purifier ships with the course."""
+    found = WEIGHTS.glob(f"{PURIFIER}*.safetensors")
+    return sorted(path.stem.removeprefix(PURIFIER) for path in found)
 
 
 def versions() -> dict[str, str]:
