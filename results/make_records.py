@@ -111,6 +111,13 @@ def colour_crossed() -> Iterator[Case]:
                 yield Case("mnist-m", reader, "pix2pix", settings, attacks=2, trained_for=other)
 
 
+def trial() -> Iterator[Case]:
+    """What 2,000 images of each attack make of notebook 07's purifier, and the washers."""
+    for name, settings in WASHED:
+        yield Case("mnist5k", "anet", name, settings)
+    yield Case("mnist5k", "anet", "pix2pix", {"images": 2000})
+
+
 def curves() -> Iterator[Case]:
     """Notebook 07: every epoch of the purifier before bnet (the paper's Figure 5)."""
     for epoch in range(1, PROFILES["classroom"].purifier.epochs + 1):
@@ -257,7 +264,8 @@ def cifar() -> Iterator[Case]:
 
 
 FILES: dict[str, Callable[[], Iterator[Case]]] = {
-    "washers": washers, "ablations": ablations, "curves": curves, "frontier": frontier,
+    "washers": washers, "ablations": ablations, "trial": trial, "curves": curves,
+    "frontier": frontier,
     "colour": colour, "colour-unseen": colour_unseen, "colour-curves": colour_curves,
     "colour-crossed": colour_crossed,
     "transfer": transfer, "transfer-curves": transfer_curves, "unseen": unseen,

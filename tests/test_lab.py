@@ -167,9 +167,12 @@ def test_a_purifier_learns_from_so_many_images_of_each_attack(cold: Built) -> No
     made, _ = pix2pix.train(x, y, lab.profile.purifier)
     assert same(few.state_dict(), made.state_dict())
     assert lab.evaluate(few, cold.adversarial).defense_settings["images"] == 16
-    whole = lab.defense("pix2pix", attacks=fgsm, images=10_000)  # more than there are
-    assert isinstance(whole, nn.Module)
-    assert not same(whole.state_dict(), few.state_dict())
+    more = lab.defense("pix2pix", attacks=fgsm, images=48)  # the profile has 32
+    assert isinstance(more, nn.Module)
+    made = lab.adversarial_set("fgsm", split="train", images=48)
+    best, _ = pix2pix.train(made.x_adv, made.x, lab.profile.purifier)
+    assert same(more.state_dict(), best.state_dict())
+    assert not same(more.state_dict(), few.state_dict())
     with pytest.raises(ValueError, match="images must be >= 1, not 0"):
         lab.defense("pix2pix", images=0)
 

@@ -247,11 +247,12 @@ class Lab:
                 `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
                 overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
-                "pix2pix" takes four more: `images=400`, at most so many of each attack are learned
-                from; two that cost nothing once it is trained: `after=2`, as it was after so many
-                epochs, and `statistics="batch"` (see `pix2pix.with_batch_statistics`); and,
-                instead of all others, `committed=True`: the purifier of a committed classifier,
-                such as "bnet-mnist", that ships with the course (see `committed_purifiers`).
+                "pix2pix" takes four more: `images=400`, so many of each attack are learned from,
+                instead of the profile's number; two that cost nothing once it is trained:
+                `after=2`, as it was after so many epochs, and `statistics="batch"` (see
+                `pix2pix.with_batch_statistics`); and, instead of all others, `committed=True`: the
+                purifier of a committed classifier, such as "bnet-mnist", that ships with the
+                course (see `committed_purifiers`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -529,12 +530,13 @@ class Lab:
         most: int | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Return what decides a defence that learns from attacks on `net`, but for its settings."""
-        counts = {a.name: self.profile.images(a.name, "train") for a in seen}
+        there = min(most, len(self.data.train)) if most else 0
+        counts = {a.name: there or self.profile.images(a.name, "train") for a in seen}
         return {
             "classifier": self._known[net]["key"],
             "fingerprint": self.data.fingerprint,
             "attacks": [asdict(attack) for attack in seen],
-            "images": {name: min(n, most or n) for name, n in counts.items()},
+            "images": counts,
             "seed": self.seed,
             "version": [
                 version, training.VERSION, self.device.type,
@@ -754,7 +756,10 @@ class Lab:
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = []
         for attack in seen:
-            made = self.adversarial_set(attack, classifier=classifier, split="train")
+            usual = self.profile.images(attack.name, "train")
+            made = self.adversarial_set(
+                attack, classifier=classifier, split="train", images=max(usual, most or 0)
+            )
             made = made.first(most or len(made))
             keep = (
                 torch.ones_like(made.success)
