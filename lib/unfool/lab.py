@@ -39,6 +39,7 @@ from unfool.defenses import (
     pix2pix,
     wgan_gp,
 )
+from unfool.devices import find_device
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -990,27 +991,6 @@ def _epoch_file(done: int) -> str:
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device asked for; "auto" is a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none: nothing falls back in silence.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: choose auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r} was asked for, but torch sees no GPU: use device='cpu'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name!r} was asked for, but there are {torch.cuda.device_count()} GPUs"
-        )
-    return device
 
 
 def committed_weights() -> list[str]:
