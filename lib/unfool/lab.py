@@ -248,11 +248,12 @@ class Lab:
                 `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
                 overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
-                "pix2pix" takes four more: `images=400`, at most so many of each attack are learned
-                from; two that cost nothing once it is trained: `after=2`, as it was after so many
-                epochs, and `statistics="batch"` (see `pix2pix.with_batch_statistics`); and,
-                instead of all others, `committed=True`: the purifier of a committed classifier,
-                such as "bnet-mnist", that ships with the course (see `committed_purifiers`).
+                "pix2pix" and "finetuned" take `images=400`: at most so many of each attack are
+                learned from. "pix2pix" takes three more; two cost nothing once it is trained:
+                `after=2`, as it was after so many epochs, and `statistics="batch"` (see
+                `pix2pix.with_batch_statistics`); and, instead of all others, `committed=True`: the
+                purifier of a committed classifier, such as "bnet-mnist", that ships with the course
+                (see `committed_purifiers`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -275,7 +276,7 @@ class Lab:
             )
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         if name == "finetuned":
-            return self._finetuned(classifier, seen, settings)
+            return self._finetuned(classifier, seen, **settings)
         if name == "ape_gan":
             return self._ape_gan(classifier, seen, settings)
         return self._purifier(classifier, seen, **settings)
@@ -544,31 +545,35 @@ class Lab:
         }  # fmt: skip
 
     def _finetuned(
-        self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
-    ) -> nn.Module:
+        self, classifier: str, seen: Sequence[AttackSettings], *, images: int | None = None,
+        **override: Any,
+    ) -> nn.Module:  # fmt: skip
         """Train on the purifier's pairs, on as many images as it sees."""
+        if images is not None:
+            check_number("images", images, 1, whole=True)
         usual = {"epochs": max(1, self.profile.purifier.epochs // 2)}
         settings = finetuned.Settings(**{**usual, **override})
         net = self.classifier(classifier)
         recipe = training.recipe_for(classifier.split("-")[0], self.dataset)
         config = {
             "name": f"finetuned-{classifier}-{self.data.name}",
-            **self._lessons(net, seen, finetuned.VERSION),
+            **self._lessons(net, seen, finetuned.VERSION, images),
             "recipe": recipe.as_key(),
             "settings": asdict(settings),
         }
         made = finetuned.Finetuned(copy.deepcopy(net))
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
-            x, y, labels = self._labelled_pairs(seen, classifier)
+            x, y, labels = self._labelled_pairs(seen, classifier, images)
             return finetuned.train(
                 net, x, y, labels, recipe, settings, seed=self.seed,
                 checkpoint=checkpoint, progress=progress,
             )  # fmt: skip
 
         known = self._from_store("classifier", config, made, fit)
+        named = asdict(settings) | ({"images": images} if images else {})
         names = [attack.name for attack in seen]
-        return self._ready(made, known, "finetuned", asdict(settings), names, classifier)
+        return self._ready(made, known, "finetuned", named, names, classifier)
 
     def _ape_gan(
         self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
