@@ -46,6 +46,7 @@ class AdversarialSet:
         success: (N,) bool: attacked, and the classifier is wrong on x_adv (on the target, where
             there is one).
         attack, attack_settings, classifier, dataset, fingerprint, split, seed: where it is from.
+        classes: what the labels 0, 1, … mean; () where nobody said.
     """
 
     x: Tensor
@@ -61,6 +62,7 @@ class AdversarialSet:
     fingerprint: str = ""
     split: str = ""
     seed: int = 0
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -294,7 +296,8 @@ class Record:
     """One evaluation, schema 1: one JSON line. Every accuracy is a share in [0, 1].
 
     Attributes:
-        dataset, fingerprint, profile, classifier, seed: what was measured on.
+        dataset, fingerprint: of the images, which need not be what the classifier was trained on.
+        profile, classifier, seed: what was measured on.
         defense, defense_settings: what stood before the classifier; "none" is nothing.
         trained_for: the classifier whose images, or whose say, the defence was trained with; ""
             where no classifier took part.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unfool import __version__, attacks, classifiers, threats, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
-from unfool.attacks._guard import check_choice, check_number
+from unfool.attacks._guard import check_choice, check_device, check_number
 from unfool.datasets import Dataset, Split, check_unseen, load
 from unfool.defenses import (
     DEFENSES,
@@ -143,10 +143,14 @@ class Lab:
                 again by it.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken; or a classifier, tried on a few images, is on another
+                device, fails, or is refused by `threats.check_classifier`, such as one of another
+                number of classes than the data.
         """
         if name in {*DEFENSES, *classifiers.CLASSIFIERS, *committed_weights()}:
             raise ValueError(f"{name!r} is a name of the course: give yours another")
+        if key:
+            self._try(module, self.data.train.first(threats.TRIED).images, classifies=True)
         self._known[module] = {
             "name": name, "key": f"own:{key}", "trained_on": "", "settings": {}, "attacks": [],
         }  # fmt: skip
@@ -231,6 +235,7 @@ class Lab:
             target=made.get("target"), attack=wanted.name, attack_settings=wanted.settings,
             classifier=classifier,
             dataset=self.data.name, fingerprint=self.data.fingerprint, split=split, seed=self.seed,
+            classes=self.data.classes,
         )  # fmt: skip
 
     def defense(
@@ -310,7 +315,9 @@ class Lab:
 
         Raises:
             ValueError: a set or a defence of others without `transfer`, or one that does not fit:
-                of another size, or a module that returns no images (no logits) or fails.
+                images of another size or of other classes; or a module of yours that fails, is on
+                another device, or is refused by `threats.check_defense`: one that returns no images
+                (no logits), that holds a state between calls, or whose train mode matters.
         """
         known = {"name": "none"} if defense is None else self._known.get(defense, {})
         if not transfer and adversarial.classifier != classifier:
@@ -334,13 +341,13 @@ class Lab:
                 "pass transfer=True if that is what you want to measure"
             )
         net = self.classifier(classifier)
-        self._refuse_seen(net, adversarial.split)
+        self._refuse_seen(net, adversarial.split, adversarial.dataset)
         self._check_fit(defense, known, adversarial)
         start = time.perf_counter()
         fields = measure(net, defense, adversarial)
         record = Record(
-            dataset=self.data.name,
-            fingerprint=self.data.fingerprint,
+            dataset=adversarial.dataset,
+            fingerprint=adversarial.fingerprint,
             profile=self.profile.name,
             classifier=classifier,
             defense=known.get("name", type(defense).__name__),
@@ -370,7 +377,7 @@ class Lab:
     def _check_fit(
         self, defense: nn.Module | None, known: Mapping[str, Any], adversarial: AdversarialSet
     ) -> None:
-        """Refuse images of another size, and try a module on some that was not trained on these."""
+        """Refuse images of another size or classes; try a module that was not trained on these."""
         if not len(adversarial):
             raise ValueError("this adversarial set holds no images: nothing can be measured on it")
         shape = tuple(adversarial.x.shape[1:])
@@ -379,13 +386,29 @@ class Lab:
                 f"this adversarial set holds images {shape}, but {self.data.name} has "
                 f"{self.data.shape}: resize them, or take a lab of {adversarial.dataset!r}"
             )
-        if defense is None or known.get("fingerprint") == self.data.fingerprint:
-            return
-        out = threats.tried(defense, adversarial.x)
-        if getattr(defense, "replaces_classifier", False):
-            threats.check_answers(defense, out, len(self.data.classes))
+        if adversarial.classes not in ((), self.data.classes):
+            theirs, ours = (
+                f"{len(c)} classes ({', '.join((*c[:3], '…')[: len(c)])})"
+                for c in (adversarial.classes, self.data.classes)
+            )
+            raise ValueError(
+                f"this adversarial set is of {theirs}, and {self.data.name} of {ours}, so that "
+                f"labels don't mean the same: take a lab of {adversarial.dataset!r}, or give both "
+                "the same class names"
+            )
+        if defense is not None and known.get("fingerprint") != self.data.fingerprint:
+            classifies = getattr(defense, "replaces_classifier", False)
+            self._try(defense, adversarial.x, classifies=classifies)
+
+    def _try(self, module: nn.Module, images: Tensor, *, classifies: bool) -> None:
+        """Refuse what fails on the first images or cannot be measured fairly."""
+        some = images[: threats.TRIED].to(self.device)
+        check_device(module, some, type(module).__name__)
+        threats.tried(module, some)
+        if classifies:
+            threats.check_classifier(module, some, len(self.data.classes))
         else:
-            threats.check_output(defense, adversarial.x[: threats.TRIED].cpu(), out)
+            threats.check_defense(module, some)
 
     def compare(
         self, defenses: Mapping[str, nn.Module | None],
@@ -904,9 +927,9 @@ class Lab:
         papers = {a.name: a.settings for a in paper_attacks(self.dataset)}
         return AttackSettings(attack, {**papers.get(attack, {}), **override})
 
-    def _refuse_seen(self, net: nn.Module, split: str) -> None:
+    def _refuse_seen(self, net: nn.Module, split: str, dataset: str = "") -> None:
         if split == "test":
-            check_unseen(self._known[net]["trained_on"], self.dataset)
+            check_unseen(self._known[net]["trained_on"], dataset or self.dataset)
 
 
 def records_path() -> Path:
