@@ -541,11 +541,11 @@ def gates(long: bool) -> list[tuple[str, list[str]]]:
         ("ruff check", python("-m", "ruff", "check")),
         ("ruff format", python("-m", "ruff", "format", "--check")),
         ("mypy", python("-m", "mypy")),
-        ("unit tests", python("-m", "pytest", "tests", "-n", "2", "-q")),
+        ("unit tests", python("-m", "pytest", "tests", "-n", "2", "-q", "-rs")),
         ("notebook gates", python("tests/gates.py")),
     ]
     if long:
-        checks.append(("long tests", python("-m", "pytest", "tests", "-m", "long", "-q")))
+        checks.append(("long tests", python("-m", "pytest", "tests", "-rs", "-m", "long", "-q")))
     return checks
 
 

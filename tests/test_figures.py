@@ -267,6 +267,19 @@ def test_names_at_the_ends_of_curves_are_moved_apart_and_no_further() -> None:
     assert figures._apart([100.0, 100.0, 97.0, 20.0], 5, 102) == [102, 97, 92, 20]
 
 
+def test_nan_is_left_empty_and_told_as_none() -> None:
+    series = {"whole": [0.25, 0.5], "part": [0.25, np.nan]}
+    curves = figures.lines([0, 1], series, xlabel="x", ylabel="y", caption="c")
+    assert "part: 25.0%, none" in curves.alt
+    assert [text.get_text() for text in curves.axes[0].texts] == [" whole"]
+    table, other = (
+        figures.heatmap({"rival": [0.5, none]}, ["fgsm", "jsma"], caption="c")
+        for none in (np.nan, None)
+    )
+    assert table.alt == other.alt
+    assert table.png() == other.png()
+
+
 def test_curves_that_coincide_are_told_apart_without_colour() -> None:
     same = {"bim": [0.0, 0.5, 1.0], "pgd": [0.0, 0.5, 1.0], "noise": [0.0, 0.0, 0.1]}
     figure = figures.lines([0, 1, 2], same, xlabel="x", ylabel="y", caption="c")

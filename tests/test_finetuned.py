@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from unfool.artifacts import Store
-from unfool.attacks import fgsm
+from unfool.attacks import fgsm, paper_attacks
 from unfool.defenses.finetuned import Finetuned, Settings, train
 from unfool.evaluation import AdversarialSet, accuracy, defended, measure, recovered
 from unfool.lab import Lab
-from unfool.training import Recipe
+from unfool.training import Recipe, recipe_for
 
 RECIPE = Recipe(rate=0.02, batch_size=32, shift=0)
 
@@ -110,6 +110,17 @@ def test_the_lab_trains_it_once_and_records_name_it(tmp_path: Path) -> None:
     record = lab.evaluate(one, lab.adversarial_set("fgsm"))
     assert (record.defense, record.defense_settings) == ("finetuned", {"epochs": 1, "rate": 0.1})
     assert record.saw_attack_in_training
+    few = lab.defense("finetuned", epochs=1, images=4)
+    x, y, labels = lab._labelled_pairs(paper_attacks("mnist5k"), "anet", 4)
+    net, recipe = lab.classifier("anet"), recipe_for("anet", "mnist5k")
+    made, _ = train(net, x, y, labels, recipe, Settings(epochs=1))
+    assert all(torch.equal(v, few.state_dict()[k]) for k, v in made.state_dict().items())
+    assert lab.settings_of(few)["images"] == 4
+    most = lab.defense("finetuned", epochs=1, images=10_000)  # as many as there are
+    assert all(torch.equal(v, one.state_dict()[k]) for k, v in most.state_dict().items())
+    assert len(list(lab.store.root.glob("classifier/finetuned-*"))) == 2
+    with pytest.raises(ValueError, match="images must be >= 1, not 0"):
+        lab.defense("finetuned", images=0)
     assert lab.defense("finetuned") is not None
     usual = lab.settings_of(lab.defense("finetuned"))
     assert usual["epochs"] == lab.profile.purifier.epochs // 2

@@ -413,7 +413,17 @@ def test_a_set_of_others_needs_to_be_meant(
     foreign: AdversarialSet = replace(cold.adversarial, **change)
     with pytest.raises(ValueError, match=message):
         cold.lab.evaluate(None, foreign)
-    assert cold.lab.evaluate(None, foreign, transfer=True).n_images == len(foreign)
+    record = cold.lab.evaluate(None, foreign, transfer=True)
+    assert record.n_images == len(foreign)
+    assert (record.dataset, record.fingerprint) == (foreign.dataset, foreign.fingerprint)
+
+
+def test_a_set_of_other_classes_fits_no_lab(cold: Built) -> None:
+    foreign = replace(cold.adversarial, dataset="pets", classes=("cat", "dog", "emu", "yak"))
+    message = r"4 classes \(cat, dog, emu, …\), and mnist5k of 10 .*\(0, 1, 2, …\).*lab of 'pets'"
+    with pytest.raises(ValueError, match=message):
+        cold.lab.evaluate(None, foreign, transfer=True)
+    assert cold.adversarial.classes == cold.lab.data.classes  # the control: it is measured
 
 
 class Bad(nn.Module):
@@ -442,6 +452,29 @@ def test_a_module_of_ones_own_is_tried_before_it_is_measured(
     with pytest.raises(ValueError, match=message):
         cold.lab.evaluate(Bad(make), cold.adversarial)
     assert cold.lab.evaluate(Bad(lambda x: x), cold.adversarial).defense == "Bad"
+
+
+class Counts(nn.Module):
+    """A purifier that answers otherwise from call to call."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return images / self.calls
+
+
+def test_a_module_with_a_state_is_not_measured(cold: Built) -> None:
+    norm, before = nn.Sequential(nn.BatchNorm2d(1), nn.Sigmoid()), len(cold.lab.records)
+    for module, message in (
+        (Counts().eval(), "Counts holds a state between calls"),
+        (norm, r"Sequential is in train mode: call Sequential\.eval\(\) first"),
+        (nn.Conv2d(1, 1, 1).to("meta"), r"Conv2d is on meta and x on cpu: .*\.to\(device"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cold.lab.evaluate(module, cold.adversarial)
+    assert len(cold.lab.records) == before
+    assert cold.lab.evaluate(norm.eval(), cold.adversarial).defense == "Sequential"  # the control
 
 
 def test_nan_at_an_image_that_was_not_tried_is_told_as_well(cold: Built) -> None:
@@ -513,6 +546,10 @@ def test_a_model_that_has_seen_the_test_digits_is_refused(weights: Path, root: P
     ):
         with pytest.raises(ValueError, match="'mnist' has seen the test digits of 'mnist5k'"):
             measured()
+    larger = Lab("smoke", store=Store(root))
+    larger.dataset = "mnist"  # it is the set's images that were seen, whatever the lab's are
+    with pytest.raises(ValueError, match="'mnist' has seen the test digits of 'mnist5k'"):
+        larger.evaluate(None, honest, classifier="anet-mnist", transfer=True)
     assert len(lab.adversarial_set("fgsm", classifier="anet-mnist", split="train")) == 32
 
 

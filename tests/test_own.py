@@ -365,6 +365,19 @@ def test_names_of_the_course_are_not_taken(lab: Lab) -> None:
         lab.adopt(net(), "anet")
 
 
+@pytest.mark.parametrize("classes", [5, 12])
+def test_a_classifier_of_other_classes_is_not_adopted(lab: Lab, classes: int) -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, classes)).eval()
+    with pytest.raises(ValueError, match=rf"\(4, {classes}\), and the data have 10 classes: r"):
+        lab.adopt(other, "other", "a key")
+    with pytest.raises(ValueError, match="unknown classifier 'other'"):
+        lab.classifier("other")
+    with pytest.raises(ValueError, match=r"Sequential is on meta and x on cpu: .*\.to\(device"):
+        lab.adopt(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).to("meta"), "other", "a key")
+    right = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()  # the control
+    assert lab.adopt(right, f"of ten, not {classes}", "a key") is right
+
+
 def folder_of(path: Path, lab: Lab, n: int = 60) -> Path:
     for i, (pixels, label) in enumerate(
         zip(lab.data.test.pixels[:n], lab.data.test.labels_array[:n], strict=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from unfool.artifacts import load_tensors
+from unfool.defenses import ape_gan, denoiser, magnet, wgan_gp
 from unfool.defenses.pix2pix import (
     GUIDES,
     PatchGAN,
@@ -432,6 +433,38 @@ def test_pairs_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pixels must lie in \[0, 1\].*divide by 255"):
         train(x, 255 * y, SMALL)
     train(x, y, SMALL)  # the control
+
+
+def test_what_lies_on_another_device_is_refused_with_the_remedy(tiny: Make) -> None:
+    (x, y), there = pairs(4), torch.device("meta")
+    move = r"move one with \.to\(device\)"
+    with pytest.raises(ValueError, match=f"clean is on meta and adversarial on cpu: {move}"):
+        train(x, y.to(there), SMALL)
+    with pytest.raises(ValueError, match=f"labels is on meta and adversarial on cpu: {move}"):
+        train(x, y, SMALL, labels=torch.zeros(4, dtype=torch.int64, device=there))
+    guide = guided_by(tiny(0).to(there))
+    with pytest.raises(ValueError, match=f"guide's classifier is on meta and x on cpu: {move}"):
+        train(x, y, replace(SMALL, mu=1.0), guide=guide)
+    with pytest.raises(ValueError, match=f"guide's classifier is on cpu and x on meta: {move}"):
+        guided_by(tiny(0))(x, y.to(there))
+    with pytest.raises(ValueError, match=f"this generator is on cpu and x on meta: {move}"):
+        unet()(x.to(there))
+    guided_by(tiny(0))(x, y)  # the controls; the last test trains
+    unet()(x)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_wherever_something_is_trained() -> None:
+    x, y = pairs(4)
+    for ask in (
+        lambda: train(x, y, SMALL, device="cuda"),
+        lambda: ape_gan.train(x, y, ape_gan.Settings(), device="cuda"),
+        lambda: denoiser.train(x, denoiser.Settings(), device="cuda"),
+        lambda: magnet.train(x, magnet.Settings(), device="cuda"),
+        lambda: wgan_gp.train(x, wgan_gp.Settings(), device=torch.device("cuda")),
+    ):
+        with pytest.raises(ValueError, match=r"device='cuda' .* sees no GPU: use device='cpu'"):
+            ask()
 
 
 def test_the_shapes_are_those_that_pass_through() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -45,6 +46,7 @@ class AdversarialSet:
         success: (N,) bool: attacked, and the classifier is wrong on x_adv (on the target, where
             there is one).
         attack, attack_settings, classifier, dataset, fingerprint, split, seed: where it is from.
+        classes: what the labels 0, 1, … mean; () where nobody said.
     """
 
     x: Tensor
@@ -60,6 +62,7 @@ class AdversarialSet:
     fingerprint: str = ""
     split: str = ""
     seed: int = 0
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -293,7 +296,8 @@ class Record:
     """One evaluation, schema 1: one JSON line. Every accuracy is a share in [0, 1].
 
     Attributes:
-        dataset, fingerprint, profile, classifier, seed: what was measured on.
+        dataset, fingerprint: of the images, which need not be what the classifier was trained on.
+        profile, classifier, seed: what was measured on.
         defense, defense_settings: what stood before the classifier; "none" is nothing.
         trained_for: the classifier whose images, or whose say, the defence was trained with; ""
             where no classifier took part.
@@ -443,9 +447,13 @@ def _detected(
 def recovered(
     classifier: nn.Module, purifier: nn.Module | None, adversarial: AdversarialSet
 ) -> float:
-    """Return `recovered_accuracy` alone, a share in [0, 1]; 0 where the attack fooled nothing."""
+    """Return `recovered_accuracy` alone, a share in [0, 1].
+
+    NaN, with a warning, where the attack fooled nothing: 0 would read as a defence that fails, and
+    an error would stop a notebook in the profile `smoke`, where that is no fault.
+    """
     right = _recovers(classifier, purifier, adversarial)
-    return float(right.float().mean()) if len(right) else 0.0
+    return float(right.float().mean()) if len(right) else _nothing_fooled(adversarial)
 
 
 def margin(
@@ -541,10 +549,23 @@ def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
     """Return how far purified images are from the clean ones: mean L1 per pixel, in [0, 1].
 
     Over the images that were attacked with success; the "defense loss" of the paper's Figure 7.
+    NaN, with a warning, where there are none: see `recovered`.
     """
     fooled = adversarial.success.cpu()
+    if not fooled.any():
+        return _nothing_fooled(adversarial)
     purified = outputs(purifier, adversarial.x_adv[fooled])
-    return float((purified - adversarial.x[fooled]).abs().mean()) if fooled.any() else 0.0
+    return float((purified - adversarial.x[fooled]).abs().mean())
+
+
+def _nothing_fooled(adversarial: AdversarialSet) -> float:
+    warnings.warn(
+        f"{adversarial.attack or 'the attack'} fooled none of {int(adversarial.attacked.sum())} "
+        "attacked images, so what is measured over fooled ones is NaN: make it stronger, or attack "
+        "more images",
+        stacklevel=3,
+    )
+    return math.nan
 
 
 def right_answers(

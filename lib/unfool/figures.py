@@ -299,7 +299,7 @@ def lines(
 
     Args:
         x: positions.
-        series: name -> values, as many as x; shares in [0, 1] where `percent`.
+        series: name -> values, as many as x; shares in [0, 1] where `percent`; NaN is left out.
         intervals: name -> (low, high), as many as x.
         xlabel, ylabel: with units.
         percent: show the y axis from 0 to 100 %.
@@ -308,7 +308,8 @@ def lines(
     """
     spell = "{:.1%}" if percent else "{:.3g}"
     alt = f"{ylabel} against {xlabel} = {', '.join(f'{v:g}' for v in x)}. " + "; ".join(
-        f"{name}: {', '.join(spell.format(v) for v in values)}" for name, values in series.items()
+        f"{name}: {', '.join('none' if np.isnan(v) else spell.format(v) for v in values)}"
+        for name, values in series.items()
     )
     figure = _new(6.6, 3.6, alt, caption)
     axis = figure.subplots()
@@ -341,9 +342,13 @@ def lines(
 
 
 def _label_ends(axis: Axes) -> None:
-    """Write each curve's name at its end, moved up or down where names would overlap."""
+    """Write each curve's name at its end, moved up or down where names would overlap.
+
+    One that ends in NaN has no end, and hence no name.
+    """
     low, high = axis.get_ylim()
     curves = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+    curves = [line for line in curves if not np.isnan(np.asarray(line.get_ydata())[-1])]
     ends = [float(np.asarray(line.get_ydata())[-1]) for line in curves]
     for line, end in zip(curves, _apart(ends, 0.048 * (high - low), high), strict=True):
         axis.annotate(
@@ -567,12 +572,13 @@ def heatmap(
     """Draw a table of shares, its cells shaded: the darker, the larger.
 
     Args:
-        rows: name -> a share in [0, 1] for each column, or None where there is none.
+        rows: name -> a share in [0, 1] for each column, or None or NaN where there is none.
         columns: names of the columns.
         apart: names of rows that come from elsewhere: in italics, not shaded.
         caption: see `Figure`.
     """
     apart = set(apart)
+    rows = {k: [None if v is None or np.isnan(v) else v for v in row] for k, row in rows.items()}
     alt = f"table of {', '.join(columns)}. " + "; ".join(
         f"{name}: " + ", ".join("none" if v is None else f"{v:.1%}" for v in values)
         for name, values in rows.items()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unfool import __version__, attacks, classifiers, threats, training
 from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
-from unfool.attacks._guard import check_choice, check_number
+from unfool.attacks._guard import check_choice, check_device, check_number
 from unfool.datasets import Dataset, Split, check_unseen, load
 from unfool.defenses import (
     DEFENSES,
@@ -39,6 +39,7 @@ from unfool.defenses import (
     pix2pix,
     wgan_gp,
 )
+from unfool.devices import find_device
 from unfool.evaluation import (
     AdversarialSet,
     Record,
@@ -142,10 +143,14 @@ class Lab:
                 again by it.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken; or a classifier, tried on a few images, is on another
+                device, fails, or is refused by `threats.check_classifier`, such as one of another
+                number of classes than the data.
         """
         if name in {*DEFENSES, *classifiers.CLASSIFIERS, *committed_weights()}:
             raise ValueError(f"{name!r} is a name of the course: give yours another")
+        if key:
+            self._try(module, self.data.train.first(threats.TRIED).images, classifies=True)
         self._known[module] = {
             "name": name, "key": f"own:{key}", "trained_on": "", "settings": {}, "attacks": [],
         }  # fmt: skip
@@ -230,6 +235,7 @@ class Lab:
             target=made.get("target"), attack=wanted.name, attack_settings=wanted.settings,
             classifier=classifier,
             dataset=self.data.name, fingerprint=self.data.fingerprint, split=split, seed=self.seed,
+            classes=self.data.classes,
         )  # fmt: skip
 
     def defense(
@@ -247,12 +253,12 @@ class Lab:
                 `paper_attacks(dataset)`. Adversarial training makes its own; the others see none.
             settings: a washer's strength, e.g. `bits=3` (see `unfool.defenses.washers`); or what
                 overrides the profile's, e.g. `epochs=2` (see `Settings` in the defence's module).
-                "pix2pix" takes four more: `images=400`, so many of each attack are learned from,
-                instead of the profile's number; two that cost nothing once it is trained:
-                `after=2`, as it was after so many epochs, and `statistics="batch"` (see
-                `pix2pix.with_batch_statistics`); and, instead of all others, `committed=True`: the
-                purifier of a committed classifier, such as "bnet-mnist", that ships with the
-                course (see `committed_purifiers`).
+                "pix2pix" and "finetuned" take `images=400`: so many of each attack are learned
+                from, instead of the profile's number. "pix2pix" takes three more; two cost nothing
+                once it is trained: `after=2`, as it was after so many epochs, and
+                `statistics="batch"` (see `pix2pix.with_batch_statistics`); and, instead of all
+                others, `committed=True`: the purifier of a committed classifier, such as
+                "bnet-mnist", that ships with the course (see `committed_purifiers`).
         """
         if name not in DEFENSES:
             raise ValueError(f"unknown defence {name!r}: choose from {', '.join(DEFENSES)}")
@@ -275,7 +281,7 @@ class Lab:
             )
         seen = tuple(attacks) if attacks is not None else paper_attacks(self.dataset)
         if name == "finetuned":
-            return self._finetuned(classifier, seen, settings)
+            return self._finetuned(classifier, seen, **settings)
         if name == "ape_gan":
             return self._ape_gan(classifier, seen, settings)
         return self._purifier(classifier, seen, **settings)
@@ -309,7 +315,9 @@ class Lab:
 
         Raises:
             ValueError: a set or a defence of others without `transfer`, or one that does not fit:
-                of another size, or a module that returns no images (no logits) or fails.
+                images of another size or of other classes; or a module of yours that fails, is on
+                another device, or is refused by `threats.check_defense`: one that returns no images
+                (no logits), that holds a state between calls, or whose train mode matters.
         """
         known = {"name": "none"} if defense is None else self._known.get(defense, {})
         if not transfer and adversarial.classifier != classifier:
@@ -333,13 +341,13 @@ class Lab:
                 "pass transfer=True if that is what you want to measure"
             )
         net = self.classifier(classifier)
-        self._refuse_seen(net, adversarial.split)
+        self._refuse_seen(net, adversarial.split, adversarial.dataset)
         self._check_fit(defense, known, adversarial)
         start = time.perf_counter()
         fields = measure(net, defense, adversarial)
         record = Record(
-            dataset=self.data.name,
-            fingerprint=self.data.fingerprint,
+            dataset=adversarial.dataset,
+            fingerprint=adversarial.fingerprint,
             profile=self.profile.name,
             classifier=classifier,
             defense=known.get("name", type(defense).__name__),
@@ -369,7 +377,7 @@ class Lab:
     def _check_fit(
         self, defense: nn.Module | None, known: Mapping[str, Any], adversarial: AdversarialSet
     ) -> None:
-        """Refuse images of another size, and try a module on some that was not trained on these."""
+        """Refuse images of another size or classes; try a module that was not trained on these."""
         if not len(adversarial):
             raise ValueError("this adversarial set holds no images: nothing can be measured on it")
         shape = tuple(adversarial.x.shape[1:])
@@ -378,13 +386,29 @@ class Lab:
                 f"this adversarial set holds images {shape}, but {self.data.name} has "
                 f"{self.data.shape}: resize them, or take a lab of {adversarial.dataset!r}"
             )
-        if defense is None or known.get("fingerprint") == self.data.fingerprint:
-            return
-        out = threats.tried(defense, adversarial.x)
-        if getattr(defense, "replaces_classifier", False):
-            threats.check_answers(defense, out, len(self.data.classes))
+        if adversarial.classes not in ((), self.data.classes):
+            theirs, ours = (
+                f"{len(c)} classes ({', '.join((*c[:3], '…')[: len(c)])})"
+                for c in (adversarial.classes, self.data.classes)
+            )
+            raise ValueError(
+                f"this adversarial set is of {theirs}, and {self.data.name} of {ours}, so that "
+                f"labels don't mean the same: take a lab of {adversarial.dataset!r}, or give both "
+                "the same class names"
+            )
+        if defense is not None and known.get("fingerprint") != self.data.fingerprint:
+            classifies = getattr(defense, "replaces_classifier", False)
+            self._try(defense, adversarial.x, classifies=classifies)
+
+    def _try(self, module: nn.Module, images: Tensor, *, classifies: bool) -> None:
+        """Refuse what fails on the first images or cannot be measured fairly."""
+        some = images[: threats.TRIED].to(self.device)
+        check_device(module, some, type(module).__name__)
+        threats.tried(module, some)
+        if classifies:
+            threats.check_classifier(module, some, len(self.data.classes))
         else:
-            threats.check_output(defense, adversarial.x[: threats.TRIED].cpu(), out)
+            threats.check_defense(module, some)
 
     def compare(
         self, defenses: Mapping[str, nn.Module | None],
@@ -545,31 +569,35 @@ class Lab:
         }  # fmt: skip
 
     def _finetuned(
-        self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
-    ) -> nn.Module:
+        self, classifier: str, seen: Sequence[AttackSettings], *, images: int | None = None,
+        **override: Any,
+    ) -> nn.Module:  # fmt: skip
         """Train on the purifier's pairs, on as many images as it sees."""
+        if images is not None:
+            check_number("images", images, 1, whole=True)
         usual = {"epochs": max(1, self.profile.purifier.epochs // 2)}
         settings = finetuned.Settings(**{**usual, **override})
         net = self.classifier(classifier)
         recipe = training.recipe_for(classifier.split("-")[0], self.dataset)
         config = {
             "name": f"finetuned-{classifier}-{self.data.name}",
-            **self._lessons(net, seen, finetuned.VERSION),
+            **self._lessons(net, seen, finetuned.VERSION, images),
             "recipe": recipe.as_key(),
             "settings": asdict(settings),
         }
         made = finetuned.Finetuned(copy.deepcopy(net))
 
         def fit(checkpoint: Path, progress: Any) -> tuple[nn.Module, training.History]:
-            x, y, labels = self._labelled_pairs(seen, classifier)
+            x, y, labels = self._labelled_pairs(seen, classifier, images)
             return finetuned.train(
                 net, x, y, labels, recipe, settings, seed=self.seed,
                 checkpoint=checkpoint, progress=progress,
             )  # fmt: skip
 
         known = self._from_store("classifier", config, made, fit)
+        named = asdict(settings) | ({"images": images} if images else {})
         names = [attack.name for attack in seen]
-        return self._ready(made, known, "finetuned", asdict(settings), names, classifier)
+        return self._ready(made, known, "finetuned", named, names, classifier)
 
     def _ape_gan(
         self, classifier: str, seen: Sequence[AttackSettings], override: dict[str, Any]
@@ -903,9 +931,9 @@ class Lab:
         papers = {a.name: a.settings for a in paper_attacks(self.dataset)}
         return AttackSettings(attack, {**papers.get(attack, {}), **override})
 
-    def _refuse_seen(self, net: nn.Module, split: str) -> None:
+    def _refuse_seen(self, net: nn.Module, split: str, dataset: str = "") -> None:
         if split == "test":
-            check_unseen(self._known[net]["trained_on"], self.dataset)
+            check_unseen(self._known[net]["trained_on"], dataset or self.dataset)
 
 
 def records_path() -> Path:
@@ -995,27 +1023,6 @@ def _epoch_file(done: int) -> str:
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device asked for; "auto" is a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none: nothing falls back in silence.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: choose auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r} was asked for, but torch sees no GPU: use device='cpu'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name!r} was asked for, but there are {torch.cuda.device_count()} GPUs"
-        )
-    return device
 
 
 def committed_weights() -> list[str]:

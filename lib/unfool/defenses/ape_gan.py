@@ -21,6 +21,7 @@ from torch.optim import Adam, Optimizer
 
 from unfool.attacks._guard import check_number
 from unfool.defenses.pix2pix import bce
+from unfool.devices import find_device
 from unfool.progress import Progress
 from unfool.training import History, fit
 
@@ -103,6 +104,7 @@ def train(
             f"APE-GAN learns from pairs of equal shape: got {tuple(adversarial.shape)} adversarial "
             f"and {tuple(clean.shape)} clean images"
         )
+    device = find_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         g = ApeGAN(clean.shape[1], settings.width).to(device)

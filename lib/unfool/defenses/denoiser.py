@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from unfool.defenses.pix2pix import UNet
+from unfool.devices import find_device
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 
@@ -88,6 +89,7 @@ def train(
     Raises:
         ValueError: no images.
     """
+    device = find_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         net = UNet(images.shape[1], settings.width).to(device)

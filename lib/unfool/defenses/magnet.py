@@ -23,6 +23,7 @@ from torch.optim import Adam, Optimizer
 
 from unfool.attacks._guard import check_number, frozen
 from unfool.defenses.denoiser import noisy
+from unfool.devices import find_device
 from unfool.progress import Progress
 from unfool.training import History, fit
 
@@ -116,6 +117,7 @@ def train(
             f"MagNet halves grey images, and {images.shape[2]}x{images.shape[3]} pixels cannot be "
             "halved: pad or resize them"
         )
+    device = find_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         nets = autoencoders(channels).to(device)

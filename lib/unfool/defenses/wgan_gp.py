@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from unfool.devices import find_device
 from unfool.progress import Progress
 from unfool.training import History, fit
 
@@ -202,6 +203,7 @@ def train(
     """
     _check(images, settings)
     shape = (images.shape[1], images.shape[2], images.shape[3])
+    device = find_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         generator = Generator(shape, settings.latent, settings.width).to(device)
