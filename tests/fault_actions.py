@@ -109,7 +109,7 @@ BEFORE: dict[str, Callable[[Path], object]] = {
 
 def problems(action: str, root: Path, wanted: Any) -> Any:
     """With `wanted` None, what the action left; "half": what is corrupt; else what differs."""
-    store, lines = root / "store", list(root.rglob("*.jsonl"))
+    store, lines = root / "store", [*root.glob("*.jsonl"), *root.glob("records/*.jsonl")]
     found = []
     sealed = [
         folder

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
+import fault_actions
 from unfool import batch, grids
 from unfool.evaluation import Record, read_records
 from unfool.lab import Lab
@@ -127,8 +133,6 @@ def test_a_master_that_is_asked_to_stop_ends_its_jobs(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """The signal goes to the master alone, as `kill` or a scheduler sends it."""
-    import psutil  # type: ignore[import-untyped]
-
     grid, out = tmp_path / "one.yaml", tmp_path / "out"
     grid.write_text("rows: [{profile: smoke, defense: none}]\n")  # three jobs
     master = start(grid, out, "--cores", "2")
@@ -362,3 +366,141 @@ def test_the_smoke_grid_is_killed_five_times(tmp_path: Path) -> None:
         master.wait()
     assert start(Path("smoke"), out).wait(1800) == 0
     assert problems(out) == []
+
+
+# --- the grid, killed by the clock ----------------------------------------------------------------
+
+
+def begin(out: Path, *more: str) -> subprocess.Popen[str]:
+    """Start the four experiments with a store of their own, in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "four.yaml").write_text(FOUR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNFOOL_STORE", str(out / "store"))
+        patch.delenv("UNFOOL_SHARED_STORE", raising=False)
+        return start(out / "four.yaml", out, "--cores", "2", *more)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, Any]:
+    """The four experiments without a kill: their folder, their seconds, and what they leave."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    begun = time.monotonic()
+    assert begin(out).wait(LIMIT) == 0
+    return out, time.monotonic() - begun, fault_actions.problems("grid", out, None)
+
+
+def finished(out: Path) -> dict[str, int]:
+    """The jobs that are done, and how often each was begun."""
+    if not (out / "plan.json").exists():
+        return {}
+    begun, jobs = history(out, "begun"), grids.load(out / "plan.json")
+    return {name: begun[name] for name, j in jobs.items() if batch.result_of(j, out).exists()}
+
+
+def half_written(out: Path, whole: Any) -> list[str]:
+    """Which artifacts and records are there and are not those of the unbroken run."""
+    left = fault_actions.problems("grid", out, None)
+    left["records"].pop("records.jsonl", None)  # of a batch that ended unfinished: a part
+    return [
+        name for kind in left for name, got in left[kind].items() if whole[kind].get(name) != got
+    ]
+
+
+def differs(out: Path, whole: Any, before: dict[str, int]) -> list[str]:
+    """What is lost, doubled, other than in the unbroken run, or was finished and ran again."""
+    after = finished(out)
+    found = [f"{name} ran again" for name, n in before.items() if after.get(name) != n]
+    return found + problems(out) + fault_actions.problems("grid", out, whole)
+
+
+def strike(master: subprocess.Popen[str], moment: float, who: str, draw: random.Random) -> str:
+    """Kill the master or one of its workers after so many seconds; say which, "" if it had ended.
+
+    A worker is the process of a job or its kernel. The master goes on without it, to its end.
+    """
+    with suppress(subprocess.TimeoutExpired):
+        master.wait(moment)
+    while master.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            victims = [psutil.Process(master.pid)]
+            if who == "worker":
+                under = victims[0].children(recursive=True)
+                ours = {"unfool.batch", "ipykernel_launcher"}
+                victims = [process for process in under if ours & {*process.cmdline()}]
+            if victims:
+                victim = draw.choice(victims)
+                said = " ".join(victim.cmdline()[1:4])
+                victim.kill()
+                master.wait(LIMIT)
+                return said
+        time.sleep(0.02)
+    return ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10))
+def test_kill_9_of_the_grid_at_a_random_moment(
+    seed: int, tmp_path: Path, unbroken: tuple[Path, float, Any]
+) -> None:
+    """Of the master or of a worker, as the seed draws; seeds 0 to 9 draw both."""
+    _, takes, whole = unbroken
+    draw, out, killed = random.Random(seed), tmp_path / "out", ""
+    who = draw.choice(["master", "worker"])
+    while not killed:  # a run that was faster than the unbroken one may have ended before
+        shutil.rmtree(out, ignore_errors=True)
+        moment = draw.uniform(0, takes)
+        killed = strike(begin(out), moment, who, draw)
+    before = finished(out)
+    print(f"{who} killed at {moment:.1f} of {takes:.1f} s, {len(before)} jobs done: {killed}")
+    assert half_written(out, whole) == []
+    again = ["--resume"] if (out / "again.json").exists() else []  # not yet: the same command
+    assert begin(out, *again).wait(LIMIT) == 0, (out / "said.txt").read_text()
+    assert differs(out, whole, before) == []
+
+
+@pytest.mark.long
+def test_the_control_of_the_grid_what_is_not_as_unbroken_is_seen(
+    tmp_path: Path, unbroken: tuple[Path, float, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record doubled, lost or other, a damaged artifact, a resume that forgets what was done."""
+    made, _, whole = unbroken
+    monkeypatch.setenv("UNFOOL_STORE", str(tmp_path / "out" / "store"))
+
+    def doctored(doctor: Callable[[Path], object]) -> tuple[list[str], list[str]]:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(made, out)
+        before = finished(out)
+        doctor(out)
+        return half_written(out, whole), differs(out, whole, before)
+
+    def rewrite(pattern: str, change: Callable[[str], str]) -> Callable[[Path], object]:
+        def doctor(out: Path) -> None:
+            path = next(out.glob(pattern))
+            path.write_text(change(path.read_text()))
+
+        return doctor
+
+    def forget(out: Path) -> None:
+        """A finished job is begun again, as by a resume that does not look."""
+        name = next(name for name, j in grids.load(out / "plan.json").items() if not j.needs)
+        (out / "made" / name).unlink()
+        batch.one(name, out)  # the store has it: nothing is computed
+
+    def cut(out: Path) -> None:
+        weights = next((out / "store" / "classifier").glob("*/weights.safetensors"))
+        os.truncate(weights, weights.stat().st_size // 2)
+
+    assert doctored(lambda out: None) == ([], [])
+    for half, doctor, told in (
+        (False, rewrite("records.jsonl", lambda text: text + text.splitlines()[0] + "\n"), "5 rec"),
+        (True, rewrite("records/*.jsonl", lambda text: ""), "instead of"),
+        (True, rewrite("records/*.jsonl", lambda text: text.replace('"seed": 0', '"seed": 1')),
+         "instead of"),
+        (True, cut, "instead of"),
+        (False, forget, "ran again"),
+    ):  # fmt: skip
+        corrupt, other = doctored(doctor)
+        assert bool(corrupt) is half
+        assert any(told in line for line in other)

@@ -33,7 +33,8 @@ def killed_everywhere(action: str, root: Path, points: str = "all") -> tuple[int
     script = Path(__file__).with_name("kill_everywhere.py")
     command = [sys.executable, str(script), action, str(root), points]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stderr[-3000:])
+    assert done.returncode == 0
     there, killed, *faults = done.stdout.splitlines()
     return int(there), int(killed), faults
 
@@ -70,6 +71,14 @@ def test_kill_9_at_five_moments_of_a_training(tmp_path: Path) -> None:
     there, killed, faults = killed_everywhere("training", tmp_path / "root", "5")
     assert faults == []
     assert there > killed == 5
+
+
+@pytest.mark.parametrize("action", ["training", "attack"])
+def test_kill_9_at_a_random_moment(action: str, tmp_path: Path) -> None:
+    """By the clock: in the midst of the work, too, and not only where files are touched."""
+    _, killed, faults = killed_everywhere(action, tmp_path / "root", "seed=0")
+    assert faults == []
+    assert killed == 1
 
 
 @pytest.mark.long
