@@ -1,4 +1,4 @@
-"""Tables of plain rows under results/: attackers who know a defence, Defense-GAN's classifiers.
+"""Tables of rows under results/: attackers who know, Defense-GAN's classifiers, MagNet's alarms.
 
 `unfool tables` writes them into results/README.md.
 """
@@ -23,6 +23,7 @@ NAMES = {
     "denoiser": "denoiser", "magnet": "MagNet's reformer", "adversarial_pgd": "PGD-trained",
 }  # fmt: skip
 ATTACKS = {"square": "Square", "spsa": "SPSA", "hop_skip_jump": "HopSkipJump"}
+PAPER = {"fgsm": "FGSM", "deepfool": "DeepFool", "jsma": "JSMA", "carlini_wagner_l2": "C&W"}
 WHITE = {"pgd": "PGD", "apgd": "APGD", "carlini_wagner_l2": "C&W", "fmn": "FMN"}
 NORMS = {"l2": "L2", "linf": "L∞"}
 IN_Z = {
@@ -162,8 +163,7 @@ def outside_table(rows: Rows) -> str:
         seconds = [sum(row["seconds"][k] for row in own) / n for k in (0, 1)]
         lines.append([
             NAMES[defense], ", ".join(f"{e:g}" for e in sorted(eps)), str(n),
-            *("{:.1f} [{:.1f}, {:.1f}]".format(*(100 * s for s in (k / n, *wilson(k, n))))
-              for k in (ours, theirs)),
+            _of(ours, n), _of(theirs, n),
             f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]",
             *(f"{s:.2f}" for s in seconds),
         ])  # fmt: skip
@@ -229,6 +229,34 @@ def classifiers_table(rows: Rows) -> str:
     ]  # fmt: skip
     head = ["classifier", "dropout as printed", "dropout as run", "reported"]
     return markdown_table(head, lines, right=True) if lines else ""
+
+
+def magnet_table(rows: Rows) -> str:
+    """Return both scorings of MagNet by attack and by false alarms asked for; "" without rows.
+
+    Args:
+        rows: records of MagNet, as dicts; of those alike, the last counts.
+    """
+    cells = {(row["attack"], row["defense_settings"]["false_positives"]): row for row in rows}
+    lines = []
+    for (attack, asked), row in sorted(cells.items(), key=lambda cell: cell[0][1]):
+        fooled, alarms = row["n_success"], row["false_positive_rate"]
+        stopped = round(row["recovered_or_rejected"] * fooled)
+        shares = (row["rejected"], round(row["recovered_accuracy"] * fooled), stopped)
+        lines.append([
+            f"{100 * asked:g}", f"{100 * alarms:.2f} of {row['n_images']:,}", PAPER[attack],
+            f"{fooled:,}", *(_of(count, fooled) for count in shares),
+        ])  # fmt: skip
+    head = ["asked for", "false alarms", "attack", "fooled", "refused", "read rightly",
+            "right or refused"]  # fmt: skip
+    return markdown_table(head, lines, right=True) if lines else ""
+
+
+def _of(count: int, total: int) -> str:
+    """Return a share in % with Wilson's interval."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * share for share in (count / total, *wilson(count, total)))
+    )
 
 
 def _share(row: Mapping[str, Any] | None) -> str:

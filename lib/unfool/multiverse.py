@@ -54,6 +54,10 @@ number that lies within the range can be had by some reading; one that lies outs
 with more training. A reading is no result, and none is chosen for it.
 
 In the second table a choice's means are over readings that differ in nothing else.
+
+Left out, because they were not run: Table 2's Bnet row (4 numbers), Table 4 (8), Tables 3 and 5 on
+CIFAR-10 (8 each) and the paper's own column of Table 6 (8). Each row of them would need attacked
+images and purifiers of its own for every combination; the grid trains those of one classifier.
 """
 
 
@@ -241,7 +245,8 @@ def sentence(found: Sequence[Cell]) -> str:
     return (
         f"\n[{TITLE}](tables/multiverse.md), crossed: {total} readings of Table 2's Anet row, most "
         f"at a small scale; {inside} of its {len(found)} numbers lie within what they reach "
-        "([figure](figures/multiverse.png)).\n"
+        "([figure](figures/multiverse.png)). Not crossed, because not run: Bnet's row, Tables 3 to "
+        "6.\n"
     )
 
 

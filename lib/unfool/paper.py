@@ -38,6 +38,16 @@ DEFENSES = {  # a column of Table 6 -> the defence's name in records
     "no attack": "none", "no defense": "none", "Defense-GAN": "defense_gan", "MagNet": "magnet",
     "Adv.Tr": "adversarial_fgsm", "our method": "pix2pix",
 }  # fmt: skip
+OURS_ONLY = {  # what stands below Table 6: its defences that the paper's table doesn't have
+    "undefended": "none", "x > 0.5": "threshold", "denoiser": "denoiser",
+    "PGD-trained": "adversarial_pgd", "trained further": "finetuned", "APE-GAN": "ape_gan",
+    "purifier": "pix2pix",
+}  # fmt: skip
+LEARN = ("finetuned", "ape_gan", "pix2pix")  # those of them that learn from Table 6's two attacks
+WASHED = {  # a washer -> its name with its strength
+    "threshold": "x > {level}", "bits": "{bits} bits", "median": "median {size}",
+    "blur": "blur {sigma}", "jpeg": "JPEG {quality}",
+}  # fmt: skip
 UNTESTED, APART = "untested at this scale", "not comparable"
 VERDICTS = ("reproduced", "differs", "undecided", APART, UNTESTED)
 TITLES = {
@@ -61,25 +71,42 @@ NOTES = {
     1: "The paper ends Anet and Bnet with a ReLU on the logits; ours end without.",
     2: "Recovered accuracy: of the test images that the attack turned wrong, the share that is "
     "read rightly again. `x > 0.5` and the denoiser have seen no attack.",
-    3: "Recovered accuracy, as in Table 2; with the classifier-guided loss.",
+    3: "Recovered accuracy, as in Table 2; with the classifier-guided loss. Best washer: of those "
+    "measured (`x > 0.5` means little in colour), the one that recovers most of these very images, "
+    "which favours it. Trained further: the classifier itself, on attacked images and their clean "
+    "ones; how many is in `results/README.md`.",
     4: "Images made on one classifier, purified by the purifier of the other. Recovered accuracy, "
     "of the images that fooled the classifier they were made on. The paper doesn't say which "
-    "classifier reads the purified images, so both do; raw is what it reads without a purifier.",
+    "classifier reads the purified images, so both do; raw is what it reads without a purifier. "
+    "`x > 0.5` and the denoiser have seen no attack; – is not measured.",
     5: "As Table 4.",
     6: "Accuracy over all test images, attacked where the classifier was right; FGSM with "
     "ε = 0.3. Ours: the attacker doesn't know the defence. The paper copied all columns but its "
     "own from Samangouei et al. 2018, where the attacker knew it: these stand beside ours and are "
-    "not compared.",
+    "not compared. Below: washers and rivals that the paper's table lacks.",
 }
+BESIDE = """\
+Ours only: accuracy over all test images, as above, for defences that the paper's table does not
+have; – is not measured. `x > 0.5` and the denoiser have seen no attack. The PGD-trained network
+learned from PGD; the classifier trained further, APE-GAN and the purifier from FGSM's and C&W's
+images. Attacks are made on the undefended classifier, so they reach the PGD-trained and the one
+trained further as mere transfer.
+"""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: what it shows, its columns and rows as text, and its verdicts."""
+    """One table: what it shows, its columns and rows as text, and its verdicts.
+
+    Below it stand `told`, in words, and `beside`, head and rows of measurements that no printed
+    cell asks for and that have no verdict.
+    """
 
     number: int
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    told: str = ""
+    beside: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]] | None = None
 
     @property
     def verdicts(self) -> Counter[str]:
@@ -90,13 +117,23 @@ class Table:
         """Return the table as a page of Markdown."""
         lines = [f"# The paper's Table {self.number}: {TITLES[self.number]}", ""]
         lines += [NOTES[self.number], "", KEY]
-        return "\n".join(lines) + "\n" + markdown_table(self.head, self.rows)
+        made = "\n".join(lines) + "\n" + markdown_table(self.head, self.rows)
+        if self.told:
+            made += f"\n{self.told}\n"
+        if self.beside:
+            made += f"\n{BESIDE}\n{markdown_table(*self.beside)}"
+        return made
 
     def html(self) -> str:
         """Return the table as a section of a page."""
         title = f"<h2>Table {self.number}: {html.escape(TITLES[self.number])}</h2>"
         note = f"<p>{_prose(NOTES[self.number])}</p>"
-        return f"{title}\n{note}\n{_table(self.head, self.rows)}\n"
+        made = f"{title}\n{note}\n{_table(self.head, self.rows)}\n"
+        if self.told:
+            made += f"<p>{_prose(self.told)}</p>\n"
+        if self.beside:
+            made += f"<p>{_prose(BESIDE)}</p>\n{_table(*self.beside)}\n"
+        return made
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -208,19 +245,22 @@ def tables(records: Sequence[Record]) -> list[Table]:
     usual = [r for r in records if usual_attack(r)]
     strong = [r for r in records if usual_attack(r, eps=0.3)]
     made = [_classifiers(of[1], usual)]
-    for number in (2, 3):
-        made.append(Table(number, PURIFIED, tuple(_purified(c, usual) for c in of[number])))
+    for number, head in ((2, PURIFIED), (3, COLOURED)):
+        made.append(Table(number, head, tuple(_purified(c, usual) for c in of[number])))
     for number in (4, 5):
         rows = [_crossed(c, reader, usual) for c in of[number] for reader in _readers(c)]
         made.append(Table(number, CROSSED, tuple(rows)))
-    made.append(Table(6, RIVALS, tuple(_rival(c, strong) for c in of[6])))
+    rivals = tuple(_rival(c, strong) for c in of[6])
+    made.append(Table(6, RIVALS, rivals, _refused(of[6], strong), _ours_only(of[6], strong)))
     return made
 
 
 PURIFIED = ("classifier", "attack", "fooled", "size", "x > 0.5", "denoiser", "ours", "seeds",
             "scale", "paper", "verdict")  # fmt: skip
+COLOURED = ("classifier", "attack", "fooled", "size", "best washer", "denoiser", "trained further",
+            "ours", "seeds", "scale", "paper", "verdict")  # fmt: skip
 CROSSED = ("made on / purifier of", "attack", "read by", "fooled", "size", "raw", "x > 0.5",
-           "ours", "seeds", "scale", "paper", "verdict")  # fmt: skip
+           "denoiser", "ours", "seeds", "scale", "paper", "verdict")  # fmt: skip
 RIVALS = ("attack", "classifier", "column", "fooled", "size", "ours", "seeds", "scale", "paper",
           "verdict")  # fmt: skip
 
@@ -240,14 +280,19 @@ def _classifiers(cells: Sequence[Mapping[str, str]], records: Sequence[Record]) 
 
 
 def _purified(cell: Mapping[str, str], records: Sequence[Record]) -> tuple[str, ...]:
-    """A row of Tables 2 and 3: the purifier, and two that have seen no attack."""
+    """A row of Tables 2 and 3: the purifier, what has seen no attack, and in colour a control."""
     mine = [r for r in records if _stands_for(r, cell["classifier"])]
     mine = [r for r in mine if r.attack == cell["attack"] and _home(r)]
     last, same = of_scale([r for r in mine if whole(r) and _pooled(r)], cell["dataset"])
     ours, verdict, seeds = _judged(last, cell, same)
+    beside = [_mean(_like(mine, last, "denoiser"))]
+    if cell["table"] == "2":
+        beside.insert(0, _mean(_like(mine, last, "threshold")))
+    else:
+        further = _like([r for r in mine if _pooled(r)], last, "finetuned")
+        beside = [_best_washer(mine, last), *beside, _mean(further)]
     return (
-        cell["row"], ATTACKS[cell["attack"]], *_strength(last),
-        _mean(_like(mine, last, "threshold")), _mean(_like(mine, last, "denoiser")),
+        cell["row"], ATTACKS[cell["attack"]], *_strength(last), *beside,
         ours, seeds, _scale(last), f"{float(cell['percent']):.2f}", verdict,
     )  # fmt: skip
 
@@ -269,28 +314,87 @@ def _crossed(cell: Mapping[str, str], reader: str, records: Sequence[Record]) ->
     ours, verdict, seeds = _judged(last, cell, same)
     return (
         cell["row"], ATTACKS[cell["attack"]], SHORT[reader], *_strength(last),
-        _mean(_like(mine, last, "none")), _mean(_like(mine, last, "threshold")),
+        *(_mean(_like(mine, last, defense)) for defense in ("none", "threshold", "denoiser")),
         ours, seeds, _scale(last), f"{float(cell['percent']):.2f}", verdict,
     )  # fmt: skip
 
 
 def _rival(cell: Mapping[str, str], records: Sequence[Record]) -> tuple[str, ...]:
     """A row of Table 6, whose measure is over all images."""
-    mine = [
-        r for r in records
-        if r.attack == cell["attack"] and short(r.classifier) == cell["classifier"] and _home(r)
-        and r.defense == DEFENSES[cell["column"]]
-    ]  # fmt: skip
-    if cell["column"] == "our method":
-        learned = {"fgsm", "carlini_wagner_l2"}
-        mine = [r for r in mine if whole(r) and set(r.learned_from) == learned]
-    found, same = of_scale(mine, cell["dataset"])
+    found, same = of_scale(_before(cell, DEFENSES[cell["column"]], records), cell["dataset"])
     measure = "clean" if cell["column"] == "no attack" else "end_to_end"
     ours, verdict, seeds = _judged(found, cell, same and cell["origin"] == "paper", measure)
     return (
         ATTACKS[cell["attack"]], cell["row"], cell["column"], *_strength(found), ours, seeds,
         _scale(found), f"{float(cell['percent']):.1f}", verdict,
     )  # fmt: skip
+
+
+def _before(cell: Mapping[str, str], defense: str, records: Sequence[Record]) -> list[Record]:
+    """A defence's records under the attack on the classifier of a cell of Table 6."""
+    mine = [
+        r for r in records
+        if r.attack == cell["attack"] and short(r.classifier) == cell["classifier"] and _home(r)
+        and r.defense == defense
+    ]  # fmt: skip
+    if defense in LEARN:
+        mine = [r for r in mine if set(r.learned_from) == {"fgsm", "carlini_wagner_l2"}]
+    return [r for r in mine if whole(r)] if defense == "pix2pix" else mine
+
+
+def _ours_only(
+    cells: Sequence[Mapping[str, str]], records: Sequence[Record]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]] | None:
+    """Head and rows of what was measured besides for Table 6; None where nothing was."""
+    rows = []
+    for cell in [c for c in cells if c["column"] == "no defense"]:
+        found = [_before(cell, defense, records) for defense in OURS_ONLY.values()]
+        for scale in [*((name, cell["dataset"]) for name in SCALES), STAND_IN[cell["dataset"]]]:
+            here = [[r for r in some if (r.profile, r.dataset) == scale] for some in found]
+            told = [_judged(some, cell, False, "end_to_end") for some in here]
+            if not any(here):
+                continue
+            seeds = sorted({count for _, _, count in told} - {"–"})
+            images = sorted({r.n_images for some in here for r in some})
+            rows.append((
+                ATTACKS[cell["attack"]], cell["row"], ", ".join(map(str, images)),
+                *(ours for ours, _, _ in told), ", ".join(seeds), ", ".join(scale),
+            ))  # fmt: skip
+    head = ("attack", "classifier", "test images", *OURS_ONLY, "seeds", "scale")
+    return (head, tuple(rows)) if rows else None
+
+
+def _refused(cells: Sequence[Mapping[str, str]], records: Sequence[Record]) -> str:
+    """What MagNet's cells in Table 6 leave out, in words; "" where it was not measured."""
+    mine = {
+        attack: [
+            r for c in cells if c["column"] == "MagNet" and c["attack"] == attack
+            for r in one_per_seed(of_scale(_before(c, "magnet", records), c["dataset"])[0])
+            if r.recovered_or_rejected is not None
+        ]
+        for attack in ATTACKS
+    }  # fmt: skip
+    mine = {attack: some for attack, some in mine.items() if some}
+    if not mine:
+        return ""
+    every = [r for some in mine.values() for r in some]
+    asked = sorted({r.defense_settings["false_positives"] for r in every})
+    alarms = sorted(r.false_positive_rate or 0.0 for r in every)
+    told = []
+    for attack, some in mine.items():
+        fooled = sum(r.n_success for r in some)
+        stopped = sum((r.recovered_or_rejected or 0.0) * r.n_success for r in some) / fooled
+        told.append(
+            f"{sum(r.rejected for r in some):,} of {fooled:,} of {ATTACKS[attack]}'s "
+            f"({100 * stopped:.1f} % right or refused)"
+        )
+    return (
+        "MagNet's cells count only images that are read rightly. It may also refuse an image: "
+        f"with {' and '.join(f'{100 * share:g}' for share in asked)} % of false alarms asked for "
+        f"({100 * alarms[0]:.1f} to {100 * alarms[-1]:.1f} % of these clean images), of the images "
+        f"that fooled the classifiers it refused {' and '.join(told)}. At 1 % and at 5 % on full "
+        "MNIST: `results/README.md`."
+    )
 
 
 def _stands_for(record: Record, classifier: str) -> bool:
@@ -333,6 +437,20 @@ def _like(records: Sequence[Record], last: Sequence[Record], defense: str) -> li
     return one_per_seed(
         [r for r in records if r.defense == defense and (r.profile, r.dataset, r.seed) in seeds]
     )
+
+
+def _best_washer(records: Sequence[Record], last: Sequence[Record]) -> str:
+    """Return the name and the share of the washer that recovers most, at the scale of `last`."""
+    seeds = {(r.profile, r.dataset, r.seed) for r in last}
+    kinds: dict[str, list[float]] = {}
+    for r in records:
+        if r.defense in WASHED and (r.profile, r.dataset, r.seed) in seeds:
+            name = WASHED[r.defense].format(**r.defense_settings)
+            kinds.setdefault(name, []).append(r.recovered_accuracy or 0.0)
+    if not kinds:
+        return "–"
+    best = max(kinds, key=lambda name: fmean(kinds[name]))
+    return f"{best}: {100 * fmean(kinds[best]):.1f}"
 
 
 def _mean(records: Sequence[Record]) -> str:
@@ -378,8 +496,8 @@ def paper_figures(records: Sequence[Record]) -> dict[str, Figure | str]:
         mine = [r for r in usual if _home(r) and r.defense_settings.get("mu") == mu]
         mine = [r for r in mine if r.dataset in ("cifar10", "mnist-m")]
         made[panel] = _curves(mine, "cifar10", f"Purifier in colour, μ = {mu:g}, by epoch", COLOUR)
-    made["7"] = "mean L1, which no record holds; notebook 07 draws it"
-    made["8"] = f"mean L1 on CIFAR-10: {UNTESTED}"
+    made["7"] = "mean L1, which no record holds; notebook 07 draws it for Anet"
+    made["8"] = f"mean L1 on CIFAR-10: {UNTESTED}; notebook 08 draws it on mnist-m"
     for panel, made_on, other in (("9a", "anet", "bnet"), ("9b", "bnet", "anet")):
         mine = [
             r for r in usual
@@ -492,6 +610,8 @@ def table_files(
     readme = between(readme, "tables", told)
     for mark, table in attacker_tables.TABLES.items():
         readme = between(readme, mark, table(_rows(mark)), "tables")
+    alarms = attacker_tables.magnet_table(_rows("records/desk-magnet"))
+    readme = between(readme, "magnet", alarms, "tables")
     files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files
