@@ -15,6 +15,7 @@ from unfool.attacker_tables import (
     in_z_table,
     interval,
     k50_table,
+    magnet_table,
     outside_table,
     white_box_tables,
 )
@@ -92,6 +93,21 @@ def test_two_readings_of_a_dropout_side_by_side() -> None:
     assert table.endswith("| B | 99.10 [98.90, 99.25] |  | 96.2 |\n")
     both = [row, row | {"dropout": "as run", "accuracy": 0.5}, row | {"accuracy": 0.992}]
     assert classifiers_table(both).endswith("| B | 99.10, 99.20 | 50.00 [98.90, 99.25] | 96.2 |\n")
+
+
+def test_both_scorings_of_a_detector_stand_side_by_side() -> None:
+    row = {
+        "attack": "jsma", "defense_settings": {"false_positives": 0.05}, "n_success": 200,
+        "n_images": 2000, "false_positive_rate": 0.046, "rejected": 150,
+        "recovered_accuracy": 0.5, "recovered_or_rejected": 0.9,
+    }  # fmt: skip
+    older = row | {"rejected": 0}
+    table = magnet_table([older, row, row | {"defense_settings": {"false_positives": 0.01}}])
+    first, second = table.splitlines()[2:]
+    assert first.startswith("| 1 | 4.60 of 2,000 | JSMA | 200 |")
+    assert second.startswith("| 5 | 4.60 of 2,000 | JSMA | 200 | 75.0 [")  # the last counts
+    assert "| 50.0 [43.1, 56.9] | 90.0 [" in second
+    assert magnet_table([]) == ""
 
 
 def test_what_was_not_measured_stays_empty() -> None:

@@ -107,6 +107,15 @@ def test_a_smaller_network_on_the_jpeg_copy_is_shown_and_not_compared() -> None:
     guided = desk("fgsm", 0.8282, **fields, defense_settings=PURIFIER | {"mu": 1.0})
     (row,) = rows(3, [guided], "Rnet", "FGSM")
     assert (row["verdict"], row["scale"]) == ("not comparable", "desk, cifar10-jpeg.zip, resnet20")
+    assert (row["best washer"], row["trained further"]) == ("–", "–")
+    alone = fields | {"learned_from": [], "trained_for": ""}
+    beside = [
+        desk("fgsm", 0.1, **alone, defense="bits", defense_settings={"bits": 3}),
+        desk("fgsm", 0.3, **alone, defense="jpeg", defense_settings={"quality": 75}),
+        desk("fgsm", 0.5, **fields, defense="finetuned", defense_settings={}),
+    ]
+    (row,) = rows(3, [guided, *beside], "Rnet", "FGSM")
+    assert (row["best washer"], row["trained further"]) == ("JPEG 75: 30.0", "50.0")
     plain = desk("fgsm", 0.8282, **fields)  # without the guided loss it isn't the paper's
     paper_own = replace(guided, dataset="cifar10")  # nor on its data, of this size
     for other in (plain, paper_own):
@@ -154,6 +163,16 @@ def test_table_6_is_over_all_images_and_compares_only_what_the_paper_measured() 
     assert read["our method"]["ours"].startswith("98.30")
     assert read["MagNet"]["verdict"] == "not comparable"  # copied, of another attacker
     assert read["Defense-GAN"]["verdict"] == "untested at this scale"
+    washed = desk(**strong, **WITHOUT, defense="threshold", end_to_end_accuracy=0.613)
+    table = paper.tables([*records, washed])[5]
+    assert table.beside is not None
+    head, (own,) = table.beside
+    told = dict(zip(head, own, strict=True))
+    assert told["x > 0.5"].startswith("61.30 [")
+    assert told["purifier"].startswith("98.30 [")
+    assert told["APE-GAN"] == "–"
+    assert table.verdicts == paper.tables(records)[5].verdicts  # no printed cell is added
+    assert paper.tables([])[5].beside is None
 
 
 def test_without_any_record_everything_is_untested() -> None:
