@@ -642,6 +642,9 @@ def test_records_are_grouped_by_what_was_changed() -> None:
     }
     assert by_change([flat, first]).keys() == {"unchanged", "skips=True"}
     assert by_change([]) == {}
+    early = replace(first, defense_settings={**first.defense_settings, "after": 1})
+    assert by_change([early, first]) == {"unchanged": [early], "without after": [first]}
+    assert by_change([first, early]).keys() == {"unchanged", "after=1"}
 
 
 def test_rows_about_say_all_of_it(tmp_path: Path) -> None:

@@ -700,12 +700,16 @@ def by_change(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def changes(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """Return how settings differ from the usual ones, such as "mu=1, skips=False", or ""."""
-    return ", ".join(
+    """Return how settings differ from the usual ones, such as "mu=1, skips=False", or "".
+
+    What only the usual ones name, such as the epoch of a purifier's copy, is "without after".
+    """
+    named = [
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in settings.items()
         if value != usual.get(key)
-    )
+    ]
+    return ", ".join([*named, *(f"without {key}" for key in usual if key not in settings)])
 
 
 def _median(values: Tensor) -> float | None:
