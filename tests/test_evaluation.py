@@ -466,6 +466,8 @@ def test_reproduced_widens_with_the_seeds_spread() -> None:
 
 def test_reproduced_refuses_what_cannot_be_averaged() -> None:
     one, two = seeds_of(0.98, 0.97)
+    with pytest.raises(ValueError, match="unknown measure 'x': choose from recovered, end_to_end"):
+        reproduced([one, two], 0.98, measure="x")
     with pytest.raises(ValueError, match="0 records"):
         reproduced([], 0.98)
     with pytest.raises(ValueError, match="2 kinds"):

@@ -806,3 +806,20 @@ def test_committed_weights_take_the_papers_last_layer(weights: Path, root: Path)
         assert float(plain(x).min()) < 0
     keys = [lab._known[net]["key"] for net in (plain, clipped)]
     assert keys == ["committed:anet-mnist5k", "committed:anet-mnist5k+relu"]
+
+
+def test_a_damaged_block_of_an_attack_is_made_anew(cold: Built, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-0.safetensors").write_bytes(b"half")
+    wanted, part = AttackSettings("fgsm", {"eps": 0.15}), cold.lab.data.test.first(4)
+    with pytest.warns(UserWarning, match="is damaged"):
+        made = cold.lab._attack(cold.net, wanted, part, tmp_path, lambda *_: None)
+    assert torch.equal(made["x_adv"], cold.adversarial.x_adv[:4])
+
+
+def test_what_was_not_trained_has_no_history(cold: Built) -> None:
+    washer = cold.lab.defense("bits")
+    assert washer is not None
+    for module in (washer, nn.Identity()):
+        with pytest.raises(ValueError, match="has no history of losses: ask for that of a classif"):
+            cold.lab.history(module)
+    assert cold.lab.history(cold.pure)  # the control

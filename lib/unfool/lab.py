@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool import __version__, attacks, classifiers, threats, training
-from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
+from unfool.artifacts import REPO, Store, artifact_key, load_checkpoint, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.attacks._guard import check_choice, check_device, check_number
 from unfool.datasets import Dataset, Split, check_unseen, load
@@ -159,8 +159,18 @@ class Lab:
         return module
 
     def history(self, module: nn.Module) -> training.History:
-        """Return the mean training losses, one dict per epoch, of what this lab has built."""
-        history: training.History = self._known[module]["history"]
+        """Return the mean training losses, one dict per epoch, of what this lab has built.
+
+        Raises:
+            ValueError: nothing was trained here, as of a washer or of a module of yours.
+        """
+        known = self._known.get(module, {})
+        if "history" not in known:
+            raise ValueError(
+                f"{type(module).__name__} has no history of losses: ask for that of a classifier, "
+                "a GAN or a defence that a lab has trained"
+            )
+        history: training.History = known["history"]
         return history
 
     def settings_of(self, defense: nn.Module | None) -> dict[str, Any]:
@@ -920,13 +930,15 @@ class Lab:
                 settings["target"] = made["target"][rows].to(self.device)
             if start:  # what a block draws must not depend on whether others were drawn in this run
                 generator = torch.Generator().manual_seed(self.seed + start)
-            if not file.exists():
+            kept = load_checkpoint(file)
+            if kept is None:
                 x_adv = ATTACKS[wanted.name](
                     net, x[rows].to(self.device), y[rows].to(self.device), generator=generator,
                     progress=_from(start, len(x[rows]), len(x), progress), **settings,
                 )  # fmt: skip
                 save_tensors(file, {"x_adv": x_adv.cpu()}, {})
-            done.append(load_tensors(file)[0]["x_adv"])
+                kept = load_tensors(file)
+            done.append(kept[0]["x_adv"])
         x_adv = torch.cat(done)
         attacked, read = predict(net, x) == y, predict(net, x_adv)
         hit = read == made["target"] if made else read != y
