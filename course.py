@@ -64,6 +64,8 @@ NOT_BUNDLED = {
     ".git",
     ".venv",
     ".venv-bench",
+    ".venv.lock",
+    ".hypothesis",
     "build",
     "work",
     "solutions",
@@ -670,7 +672,7 @@ def copy_course(out: Path, with_solutions: bool) -> None:
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         top = skipped | {out.name} if Path(folder) == HERE else set()
-        nested = {"store"} if Path(folder) == HERE / "data" else set()
+        nested = {HERE / "data": {"store"}, HERE / "results": {"local"}}.get(Path(folder), set())
         return made(folder, names) | ((top | nested) & set(names))
 
     shutil.copytree(HERE, out, ignore=ignore, dirs_exist_ok=True)
@@ -681,7 +683,7 @@ def copy_store(folder: Path) -> None:
     store = Path(os.environ.get("UNFOOL_STORE") or HERE / "data" / "store").expanduser()
     if not store.is_dir():
         raise Trouble(f"course.py: no trained networks in {store}: make run, then call again.")
-    unfinished = shutil.ignore_patterns("locks", "building", "checkpoint*")
+    unfinished = shutil.ignore_patterns("locks", "building", "damaged", "checkpoint*")
     # copyfile leaves rights behind: a store that only its owner could read becomes one for all.
     copy = shutil.copyfile
     shutil.copytree(store, folder, ignore=unfinished, copy_function=copy, dirs_exist_ok=True)

@@ -228,7 +228,8 @@ def main() -> None:
                 for eps in options.eps:
                     measure(bench, case, seed, eps, PATH)
             for eps in options.eps:
-                print(f"{defense} seed {seed} eps {eps}: {halved(PATH, defense, seed, eps)}")
+                found = halved(PATH, defense, seed, eps, sizes.test)
+                print(f"{defense} seed {seed} eps {eps}: {found}")
 
 
 def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None:
@@ -278,13 +279,14 @@ def result(bench: Bench, case: Case, seed: int, eps: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def halved(path: Path, defense: str, seed: int, eps: float) -> str:
+def halved(path: Path, defense: str, seed: int, eps: float, images: int) -> str:
     """Return a seed's K50 as text, of surrogates like the defender, and the same to half-way.
 
     Half-way is between the accuracy at n = 0 and the one that the weights leave, which may be above
     half of the former.
     """
-    rows = rows_about(path, {"defense": defense, "seed": seed, "eps": eps, "changes": {}})
+    about = {"defense": defense, "seed": seed, "eps": eps, "n_images": images, "changes": {}}
+    rows = rows_about(path, about)
     points = {row["n"]: row["accuracy"] for row in rows if row["attacker"] != "weights"}
     (weights,) = (row["accuracy"] for row in rows if row["attacker"] == "weights")
     found = [k50(points), k50(points, floor=weights)]

@@ -24,6 +24,7 @@ from unfool.artifacts import (
     Store,
     artifact_key,
     default_root,
+    load_checkpoint,
     load_tensors,
     load_weights,
     save_tensors,
@@ -458,3 +459,38 @@ def test_a_lock_file_without_an_owner_keeps_nobody_waiting(store: Store) -> None
     start_time = time.monotonic()
     store.get("thing", CONFIG, Builder())
     assert time.monotonic() - start_time < 5
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [("I/O error: No space left on device (os error 28)", errno.ENOSPC),
+     ("I/O error: Input/output error (os error 5)", errno.EIO)],
+)  # fmt: skip
+def test_only_a_full_disk_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, number: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise SafetensorError(said)
+
+    monkeypatch.setattr(artifacts, "save_file", fails)
+    with pytest.raises(OSError, match="could not be written") as caught:
+        save_tensors(tmp_path / "a.safetensors", {}, {})
+    assert caught.value.errno == number
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_does_not_reach_the_artifact(store: Store) -> None:
+    def build(folder: Path) -> None:
+        file = folder / "checkpoint.safetensors"
+        assert load_checkpoint(file) is None
+        save_tensors(file, {"w": torch.ones(3)}, {"epoch": 1})
+        kept = load_checkpoint(file)  # the control
+        assert kept is not None
+        assert kept[1] == {"epoch": 1}
+        file.write_bytes(file.read_bytes()[:-4])
+        with pytest.warns(UserWarning, match=r"checkpoint .* is damaged .*set aside as checkpoint"):
+            assert load_checkpoint(file) is None
+        assert [path.name[:30] for path in folder.iterdir()] == ["checkpoint.safetensors.damaged"]
+        save_tensors(folder / "weights.safetensors", {}, {})
+
+    folder = store.get("thing", {"name": "x"}, build)
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "weights.safetensors"]

@@ -45,6 +45,9 @@ def test_k50_of_a_table_is_that_of_the_mean_of_whole_seeds() -> None:
     assert k50_table([*rows, alike]) == table.replace("| 0.0 |  |", "| 0.0 | 12.5 |")
     both = [*rows, *(row | {"seed": 1} for row in rows)]
     assert "| 2 | 100 |" in k50_table(both)
+    fewer = [row | {"n_images": 50, "accuracy": 0.5} for row in rows]
+    assert k50_table([*rows, *fewer]).startswith(table.removesuffix("| 1 | 100 |\n"))
+    assert k50_table([*fewer, *rows]).startswith(table.removesuffix("| 1 | 100 |\n"))
     never = [point(0, 1.0), point(15, 1.0), point(None, 0.8)]
     assert "| > 15 [> 15, > 15] | > 15 [> 15, > 15] |" in k50_table(never)
 

@@ -189,3 +189,12 @@ def test_bad_settings_are_refused(attack: Any, settings: dict[str, Any], message
     x, y = batch(2)
     with pytest.raises(ValueError, match=message):
         attack(network(), x, y, **settings)
+
+
+def test_the_starts_are_read_once() -> None:
+    seen: list[int] = []
+    x, weight = images(3), weights()
+    net = out_of_reach(x, weight, 0.5, by=0.0)
+    net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    hop_skip_jump(net, x, ZEROS, queries=20, evaluations=5, starts=images(37))
+    assert seen.count(37) == 1

@@ -45,15 +45,20 @@ def test_a_checkout_asks_the_index_and_a_bundle_does_not(
 
 def test_what_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
-    for name in ("solutions", "tests", "notebooks", "work", ".git", "data/store", "lib/store"):
+    for name in (
+        "solutions", "tests", "notebooks", "work", ".git", "data/store", "lib/store", ".hypothesis",
+        "results/local", "lib/local",
+    ):  # fmt: skip
         (home / name).mkdir(parents=True)
         (home / name / "file").touch()
+    (home / ".venv.lock").touch()
     monkeypatch.setattr(course, "HERE", home)
     course.copy_course(tmp_path / "out", with_solutions=False)
     found = {
         p.parent.relative_to(tmp_path / "out").as_posix() for p in tmp_path.glob("out/**/file")
     }
-    assert found == {"notebooks", "lib/store"}
+    assert found == {"notebooks", "lib/store", "lib/local"}
+    assert not (tmp_path / "out" / ".venv.lock").exists()
     course.copy_course(tmp_path / "all", with_solutions=True)
     assert (tmp_path / "all" / "solutions" / "file").exists()
 
@@ -62,7 +67,7 @@ def test_only_finished_networks_are_copied(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("UNFOOL_STORE", str(tmp_path / "store"))
     with pytest.raises(course.Trouble, match="make run"):
         course.copy_store(tmp_path / "out")
-    for name in ("classifier/key", "building/x", "locks"):
+    for name in ("classifier/key", "building/x", "locks", "damaged/key"):
         (tmp_path / "store" / name).mkdir(parents=True)
     (tmp_path / "store" / "classifier" / "key" / "weights").touch(mode=0o600)
     course.copy_store(tmp_path / "out")

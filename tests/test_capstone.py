@@ -153,3 +153,22 @@ def test_class_list(tmp_path: Path) -> None:
     path.write_text("../anna\n", encoding="utf-8")
     with pytest.raises(UsageError, match="can't name a folder"):
         roll(path)
+
+
+def test_an_answer_that_breaks_the_scoring_ends_nobody_elses(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(
+        sources: object, folder: Path, x: Tensor, y: Tensor, limits: object
+    ) -> tuple[dict[str, Tensor], str]:
+        if folder.name == "forged":
+            raise RuntimeError("of the third")
+        far = {"absent": torch.inf, "cheat": 3e38, "pgd": torch.nan}[folder.name]
+        return {str(eps): torch.full_like(x, far) for eps in EPS}, ""
+
+    monkeypatch.setattr(capstone, "answered", answered)
+    monkeypatch.setattr("unfool.grading.submissions.read", lambda _: capstone.notebook())
+    found = {one.student: one for one in score(made, made, Limits(), stream=StringIO())}
+    assert [one.points for one in found.values()] == [0, 0, 0, 0]
+    assert {name for name, one in found.items() if one.note} == {"forged"}
+    assert found["forged"].note == "not graded: RuntimeError: of the third"

@@ -466,6 +466,8 @@ def test_reproduced_widens_with_the_seeds_spread() -> None:
 
 def test_reproduced_refuses_what_cannot_be_averaged() -> None:
     one, two = seeds_of(0.98, 0.97)
+    with pytest.raises(ValueError, match="unknown measure 'x': choose from recovered, end_to_end"):
+        reproduced([one, two], 0.98, measure="x")
     with pytest.raises(ValueError, match="0 records"):
         reproduced([], 0.98)
     with pytest.raises(ValueError, match="2 kinds"):
@@ -642,6 +644,9 @@ def test_records_are_grouped_by_what_was_changed() -> None:
     }
     assert by_change([flat, first]).keys() == {"unchanged", "skips=True"}
     assert by_change([]) == {}
+    early = replace(first, defense_settings={**first.defense_settings, "after": 1})
+    assert by_change([early, first]) == {"unchanged": [early], "without after": [first]}
+    assert by_change([first, early]).keys() == {"unchanged", "after=1"}
 
 
 def test_rows_about_say_all_of_it(tmp_path: Path) -> None:

@@ -157,6 +157,13 @@ BAD = {
     "an unknown defence": (with_row(defense="pix"), "unknown defence 'pix'.*choose from none, thr"),
     "an unknown data set": (with_row(dataset="mnist6k"), r"data set 'mnist6k' \(did you mean mnis"),
     "an unknown profile": (with_row(profile="big"), "unknown profile 'big': choose from smoke"),
+    "a lesson's unknown profile": (
+        {"notebook": "02", "rows": [{"profile": "tiny"}]}, "unknown profile 'tiny': choose from sm"
+    ),
+    "a setting in words": (
+        with_row(defense="pix2pix", settings={"width": "wide"}),
+        "setting width must be a whole number, not 'wide'",
+    ),
     "an unknown device": (with_row(device="gpu"), "unknown device 'gpu': choose auto, cpu, cuda"),
     "a defence's setting": (
         with_row(defense="bits", settings={"bit": 3}),

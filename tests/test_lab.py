@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from unfool import classifiers
 from unfool import lab as lab_room
-from unfool.artifacts import Store, load_tensors, save_tensors
+from unfool.artifacts import Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
 from unfool.defenses import pix2pix
 from unfool.evaluation import AdversarialSet, Record, predict, read_records
@@ -722,3 +723,103 @@ def test_the_setup_line_is_one_line_and_tells_no_path(cold: Built) -> None:
     assert "/" not in line
     for part in ("smoke", "mnist5k", "1x28x28", "seed 0", "cpu"):
         assert part in line
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The configs of what is asked of the store by `_from_store`; nothing is trained."""
+    seen: list[dict[str, Any]] = []
+
+    def note(_: Lab, kind: str, config: dict[str, Any], *__: object, **___: object) -> object:
+        seen.append(config)
+        return {"key": artifact_key(config), "history": []}
+
+    monkeypatch.setattr(Lab, "_from_store", note)
+    return seen
+
+
+def folder_set(path: Path) -> str:
+    """A data set of two classes of 20 colour images each."""
+    for c, name in enumerate(("cat", "dog")):
+        (path / name).mkdir(parents=True)
+        for i in range(20):
+            Image.new("RGB", (32, 32), (i * 5, c * 100, 0)).save(path / name / f"{i}.png")
+    return f"folder:{path}"
+
+
+def test_a_folder_that_was_moved_gives_the_same_key(
+    tmp_path: Path, keyed: list[dict[str, Any]]
+) -> None:
+    store = Store(tmp_path / "store")
+    for place in ("here", "cifar10-course"):
+        lab = Lab("smoke", dataset=folder_set(tmp_path / place / "pets"), store=store)
+        lab.classifier("resnet8")
+    assert keyed[0] == keyed[1]
+    assert keyed[0]["dataset"] == "folder:pets"
+    assert "flip" not in keyed[1]["recipe"]  # a folder above them makes no photographs of them
+    Lab("smoke", dataset=folder_set(tmp_path / "cifar10-small"), store=store).classifier("resnet8")
+    assert keyed[2]["recipe"]["flip"]
+
+
+def test_the_keys_of_named_sets_stay(root: Path, keyed: list[dict[str, Any]]) -> None:
+    lab = Lab("smoke", store=Store(root))
+    lab.classifier("anet")
+    lab.data = replace(lab.data, fingerprint="f")
+    lab.classifier("b")
+    assert keyed[0]["dataset"] == "mnist5k"
+    assert artifact_key(keyed[1]) == "b-mnist5k-5d7360d24aa0523a"
+
+
+def test_a_name_with_relu_has_the_recipe_of_the_name_without(
+    root: Path, keyed: list[dict[str, Any]]
+) -> None:
+    lab = Lab("smoke", store=Store(root))
+    recipes = {}
+    for name in ("anet", "anet+relu", "b"):
+        lab.defense("finetuned", classifier=name)
+        recipes[name] = keyed[-1]["recipe"]
+        lab.defense("adversarial_fgsm", classifier=name)
+        assert keyed[-1]["classifier"] == name.removesuffix("+relu")
+    assert recipes["anet"] == recipes["anet+relu"] != recipes["b"]
+
+
+def test_in_colour_magnet_belongs_to_the_classifier_that_it_asks(
+    tmp_path: Path, root: Path, keyed: list[dict[str, Any]]
+) -> None:
+    colour = Lab("smoke", dataset=folder_set(tmp_path / "pets"), store=Store(tmp_path / "store"))
+    for lab, belongs in ((colour, "resnet8"), (Lab("smoke", store=Store(root)), "")):
+        defense = lab.defense("magnet", classifier="resnet8", joint=False, false_positives=0.5)
+        assert defense is not None
+        assert lab._known[defense]["classifier"] == belongs
+
+
+def test_committed_weights_take_the_papers_last_layer(weights: Path, root: Path) -> None:
+    lab = Lab("smoke", store=Store(root))
+    plain, clipped = (lab.classifier("anet-mnist5k", relu_logits=relu) for relu in (False, True))
+    assert clipped is lab.classifier("anet-mnist5k+relu")
+    x = lab.data.test.images[:8]
+    with torch.no_grad():
+        assert torch.equal(clipped(x), plain(x).relu())
+        assert float(plain(x).min()) < 0
+    keys = [lab._known[net]["key"] for net in (plain, clipped)]
+    assert keys == ["committed:anet-mnist5k", "committed:anet-mnist5k+relu"]
+
+
+def test_a_damaged_block_of_an_attack_is_made_anew(cold: Built, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-0.safetensors").write_bytes(b"half")
+    wanted, part = AttackSettings("fgsm", {"eps": 0.15}), cold.lab.data.test.first(4)
+    with pytest.warns(UserWarning, match="is damaged"):
+        made = cold.lab._attack(cold.net, wanted, part, tmp_path, lambda *_: None)
+    assert torch.equal(made["x_adv"], cold.adversarial.x_adv[:4])
+
+
+def test_what_was_not_trained_has_no_history(cold: Built) -> None:
+    washer = cold.lab.defense("bits")
+    assert washer is not None
+    for module in (washer, nn.Identity()):
+        with pytest.raises(ValueError, match="has no history of losses: ask for that of a classif"):
+            cold.lab.history(module)
+    assert cold.lab.history(cold.pure)  # the control

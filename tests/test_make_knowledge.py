@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from unfool.artifacts import REPO, Store
-from unfool.evaluation import read_rows, wilson
+from unfool.evaluation import append_rows, read_rows, wilson
 from unfool.lab import Lab
 from unfool.threats import k50
 
@@ -117,7 +117,11 @@ def test_a_run_that_was_stopped_goes_on(made: ModuleType, bench: Any, tmp_path: 
     made.measure(bench, cases[0], 1, 0.3, path)
     more = [(row["attacker"], row["seed"], row["eps"]) for row in read_rows(path)[3:]]
     assert more == [("same start", 0, 0.15), ("f", 1, 0.3)]
-    assert made.halved(path, "pix2pix", 1, 0.15).startswith("K50")
+    images = bench.sizes.test
+    told = made.halved(path, "pix2pix", 1, 0.15, images)
+    assert told.startswith("K50")
+    append_rows([row | {"n_images": images + 1, "accuracy": 0.0} for row in read_rows(path)], path)
+    assert made.halved(path, "pix2pix", 1, 0.15, images) == told  # of these images alone
 
 
 @pytest.mark.parametrize("defense", ["ape_gan", "denoiser", "magnet"])

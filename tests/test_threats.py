@@ -534,3 +534,26 @@ def test_anet_behind_the_purifier_is_honest_and_behind_a_mask_is_not() -> None:
     assert left["white-box"] < 0.5 < left["transfer"] < left["noise"]
     hidden = nn.Sequential(masks.Shattered(), pure)
     assert threat_levels(net, hidden, x, y, eps=grid, attackers=attackers).warnings != ()
+
+
+def test_an_eot_of_its_own_seed_draws_the_same_in_a_resumed_run() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            draws.append(float(torch.rand(())))
+            logits: Tensor = net(x) * (1 + draws[-1])
+            return logits
+
+    draws: list[float] = []
+    net, memory = victims.small_net(), dict[str, Tensor]()
+    x, y = digits(4)
+    found = []
+    for _ in range(2):  # the second run knows the first size already
+        draws.clear()
+        threat_levels(
+            net, None, x, y, eps=(0.05, 0.1), attackers=QUICK, attacked=eot(Drawing(), 2, seed=0),
+            levels=["white-box"], guarded=False, memory=memory,
+        )  # fmt: skip
+        found.append(draws[-6:])
+        del memory["white-box-0.1"]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 6

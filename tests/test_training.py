@@ -415,3 +415,18 @@ if __name__ == "__main__":
         time.sleep(0.05)
 
     print(job(sys.argv[1], Path(sys.argv[2]), slowly))
+
+
+def test_a_damaged_checkpoint_is_trained_anew(tiny: Make, toy: Toy, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+
+    def trained(checkpoint: Path | None) -> list[Tensor]:
+        net = tiny(0)
+        train_classifier(net, *toy, Recipe(batch_size=16), epochs=2, checkpoint=checkpoint)
+        return [v.detach() for v in net.parameters()]
+
+    whole = trained(file)
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.warns(UserWarning, match="is damaged"):
+        again = trained(file)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))

@@ -202,9 +202,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     try:
         save_file(plain, temporary, metadata={"json": json.dumps(metadata)})
         _open_to_readers(temporary)  # it has put a private file of its own in this place
+        _flush(temporary)
         os.replace(temporary, path)
-    except SafetensorError as error:  # its way of saying that the disk is full
-        raise OSError(errno.ENOSPC, f"{path} could not be written: {error}") from error
+    except SafetensorError as error:  # its way of saying that, say, the disk is full
+        full = re.search(r"No space left|os error (28|112)\b", str(error))
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -227,6 +230,22 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
     return tensors, metadata
 
 
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read what an interrupted run left, or return None; a damaged file is set aside."""
+    try:
+        return load_tensors(path) if path.exists() else None
+    except ValueError as error:
+        # It begins as before, so that the store takes it for a builder's own and drops it at last.
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        path.rename(aside)
+        warnings.warn(
+            f"the checkpoint {path} is damaged ({error.__cause__ or error}): it is set aside as "
+            f"{aside.name}, and what it held is made anew",
+            stacklevel=2,
+        )
+        return None
+
+
 def load_weights(module: torch.nn.Module, path: Path) -> dict[str, Any]:
     """Load a safetensors file into `module`, in the module's own precision; return the metadata."""
     tensors, metadata = load_tensors(path)
@@ -239,6 +258,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = _temporary(path)
     try:
         temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -249,6 +269,12 @@ def _temporary(path: Path) -> Path:
     os.close(handle)
     _open_to_readers(Path(name))  # mkstemp makes a private file
     return Path(name)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file is on the disk: a loss of power must not leave its new name empty."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _open_to_readers(path: Path) -> None:

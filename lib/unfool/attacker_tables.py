@@ -65,13 +65,20 @@ def k50_table(rows: Rows) -> str:
 
 
 def _curves(rows: Rows) -> list[dict[int, float]]:
-    """Return for each seed the accuracy by the attacker's images; under `WEIGHTS` with these."""
-    curves: dict[int, dict[int, float]] = {}
+    """Return for each seed the accuracy by the attacker's images; under `WEIGHTS` with these.
+
+    A seed that was measured on more and on fewer images counts once, with the more.
+    """
+    curves: dict[tuple[int, int], dict[int, float]] = {}
     for row in rows:
         n = WEIGHTS if row["attacker"] == "weights" else row["n"]
-        curves.setdefault(row["seed"], {})[n] = row["accuracy"]
+        curves.setdefault((row["seed"], row["n_images"]), {})[n] = row["accuracy"]
     whole = max(map(len, curves.values()))
-    return [curve for curve in curves.values() if len(curve) == whole]  # none that was stopped
+    kept: dict[int, tuple[int, dict[int, float]]] = {}
+    for (seed, images), curve in curves.items():
+        if len(curve) == whole and images > kept.get(seed, (0,))[0]:  # none that was stopped
+            kept[seed] = images, curve
+    return [curve for _, curve in kept.values()]
 
 
 def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -29,6 +29,7 @@ from unfool.attacks import AttackSettings, pgd
 from unfool.defenses import pix2pix
 from unfool.evaluation import predict
 from unfool.notebooks import KERNELSPEC, LANGUAGE_INFO, UsageError, write, write_text
+from unfool.threats import told
 
 if TYPE_CHECKING:
     from unfool.grading.sandbox import Limits
@@ -174,7 +175,11 @@ def score(handed: Path, made: Path, limits: Limits, *, stream: TextIO) -> list[S
     students = sorted(path.name for path in (made / "students").iterdir() if path.is_dir())
     found = []
     for number, student in enumerate(students, start=1):
-        one = _scored(student, handed / student / "capstone.ipynb", made, secret, limits)
+        try:
+            one = _scored(student, handed / student / "capstone.ipynb", made, secret, limits)
+        except Exception as error:  # whatever one hands in, the others are scored
+            nothing = [0.0] * len(EPS)
+            one = Score(student, nothing, nothing, note=f"not graded: {told(error)}")
         found.append(one)
         rates = " ".join(f"{own:.2f}/{best:.2f}" for own, best in _rates(one))
         line = f"{student:<16} {rates}  {one.points:4.1f} of {POINTS:g}  {one.note}"
@@ -204,7 +209,9 @@ def _scored(student: str, path: Path, made: Path, secret: str, limits: Limits) -
     for place, eps in enumerate(EPS):
         x_adv = answers.get(str(eps))
         if x_adv is not None and x_adv.shape == x.shape and x_adv.dtype == x.dtype:
-            one.success[place] = success(model, x, x_adv.nan_to_num(2.0), y, eps)
+            # Beyond [0, 1] it counts as not fooled; too far, and the model would return NaN.
+            x_adv = x_adv.nan_to_num(2.0).clamp(-1, 2)
+            one.success[place] = success(model, x, x_adv, y, eps)
     shares = [min(1.0, own / max(top, 1 / len(y))) for own, top in _rates(one)]
     one.points = round(POINTS * sum(shares) / len(shares), 1)
     return one

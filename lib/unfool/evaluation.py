@@ -312,6 +312,7 @@ class Record:
             n_success: those that the attack turned wrong (onto the target, where there is one).
         attack_success: n_success of n_attacked.
         l0_median, l2_median, linf_median: perturbation of the successful images; None for none.
+            Of an even number it is the smaller of the two in the middle, as torch has it.
         clean_accuracy: of the classifier alone, on clean images.
         recovered_accuracy: over the successes; None where there are none. Intervals are Wilson's.
         end_to_end_accuracy: over all images, attacked where the classifier was right.
@@ -518,8 +519,11 @@ def reproduced(
         has a foot in both; the mean; the interval's ends.
 
     Raises:
-        ValueError: no record, or one without a success; or they differ in more than the seed.
+        ValueError: an unknown measure; no record, or one without a success; or they differ in more
+            than the seed.
     """
+    if measure not in MEASURES:
+        raise ValueError(f"unknown measure {measure!r}: choose from {', '.join(MEASURES)}")
     accuracy, count = MEASURES[measure]
     measured = [getattr(r, accuracy) for r in records]
     shares: list[float] = [share for share in measured if share is not None]
@@ -555,7 +559,7 @@ def drift(purifier: nn.Module, adversarial: AdversarialSet) -> float:
     if not fooled.any():
         return _nothing_fooled(adversarial)
     purified = outputs(purifier, adversarial.x_adv[fooled])
-    return float((purified - adversarial.x[fooled]).abs().mean())
+    return float((purified - adversarial.x[fooled].cpu()).abs().mean())
 
 
 def _nothing_fooled(adversarial: AdversarialSet) -> float:
@@ -700,12 +704,16 @@ def by_change(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def changes(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """Return how settings differ from the usual ones, such as "mu=1, skips=False", or ""."""
-    return ", ".join(
+    """Return how settings differ from the usual ones, such as "mu=1, skips=False", or "".
+
+    What only the usual ones name, such as the epoch of a purifier's copy, is "without after".
+    """
+    named = [
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in settings.items()
         if value != usual.get(key)
-    )
+    ]
+    return ", ".join([*named, *(f"without {key}" for key in usual if key not in settings)])
 
 
 def _median(values: Tensor) -> float | None:

@@ -37,6 +37,7 @@ MEMORY_MB = {"smoke": 1500, "classroom": 3000, "desk": 6000, "paper": 16000}
 LEARN_FROM_ATTACKS = ("pix2pix", "ape_gan", "finetuned")
 ONE_VALUE = ("attacks", "learns", "variants")  # lists, but no axes
 UNTRAINED = ("after", "statistics")  # settings of pix2pix that take no training of their own
+COUNTS = ("images", "epochs", "width")  # settings that decide the expected time
 COSTS = Path(__file__).with_name("costs.yaml")
 
 
@@ -232,6 +233,9 @@ def _experiment(notebook: Path, given: Mapping[str, Any], known: Mapping[str, An
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UsageError(f"seed must be a whole number from 0 on, not {seed!r}")
     own = {**known, **validate_parameters(notebook, given, known)}
+    from unfool.profiles import PROFILES
+
+    _known("profile", own.get("profile", "classroom"), PROFILES)
     if notebook.stem != UNIT:
         name = _name(
             f"{notebook.stem[:2]}-s{own.get('seed', 0)}", {"notebook": notebook.stem, **own}
@@ -249,7 +253,6 @@ def _check(own: Mapping[str, Any]) -> None:
     from unfool.datasets import NAMES
     from unfool.defenses import DEFENSES
     from unfool.lab import committed_weights
-    from unfool.profiles import PROFILES
 
     if not str(own["dataset"]).startswith("folder:"):
         _known("data set", own["dataset"], NAMES)
@@ -258,11 +261,13 @@ def _check(own: Mapping[str, Any]) -> None:
             plain = str(own[key]).removesuffix("+relu")  # the paper's last layer
             _known(key, plain, [*CLASSIFIERS, *committed_weights()])
     _known("defence", own["defense"], DEFENSES)
-    _known("profile", own["profile"], PROFILES)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", own["device"]):
         raise UsageError(f"unknown device '{own['device']}': choose auto, cpu, cuda or cuda:N")
     for key in own["settings"]:
         _known(f"setting of {own['defense']}", key, settings_of(own["defense"]))
+        value = own["settings"][key]
+        if key in COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UsageError(f"setting {key} must be a whole number, not {value!r}")
     _check_variants(own["variants"], settings_of(own["defense"]))
     for tested in attack_list(own["dataset"], own["attacks"]):
         lessons(own["dataset"], own["attacks"], own["learns"], tested.name)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool import __version__, attacks, classifiers, threats, training
-from unfool.artifacts import REPO, Store, artifact_key, load_tensors, save_tensors
+from unfool.artifacts import REPO, Store, artifact_key, load_checkpoint, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
 from unfool.attacks._guard import check_choice, check_device, check_number
 from unfool.datasets import Dataset, Split, check_unseen, load
@@ -123,7 +123,7 @@ class Lab:
         relu_logits = name != wanted
         if wanted not in self._loaded:
             if name not in classifiers.CLASSIFIERS and name in committed_weights():
-                net, known = self._committed(name)
+                net, known = self._committed(name, relu_logits)
             elif name in classifiers.CLASSIFIERS:
                 net, known = self._trained(name, relu_logits)
             else:
@@ -159,8 +159,18 @@ class Lab:
         return module
 
     def history(self, module: nn.Module) -> training.History:
-        """Return the mean training losses, one dict per epoch, of what this lab has built."""
-        history: training.History = self._known[module]["history"]
+        """Return the mean training losses, one dict per epoch, of what this lab has built.
+
+        Raises:
+            ValueError: nothing was trained here, as of a washer or of a module of yours.
+        """
+        known = self._known.get(module, {})
+        if "history" not in known:
+            raise ValueError(
+                f"{type(module).__name__} has no history of losses: ask for that of a classifier, "
+                "a GAN or a defence that a lab has trained"
+            )
+        history: training.History = known["history"]
         return history
 
     def settings_of(self, defense: nn.Module | None) -> dict[str, Any]:
@@ -475,13 +485,13 @@ class Lab:
         net = classifiers.build(
             name, self.data.shape, len(self.data.classes), seed=self.seed, relu_logits=relu_logits
         )
-        recipe = training.recipe_for(name, self.dataset)
+        recipe = training.recipe_for(name, self.data.name)
         images = self.profile.classifier_images or len(self.data.train)
         config: dict[str, Any] = {
             "name": f"{name}{'-relu' if relu_logits else ''}-{self.data.name}",
             "classifier": name,
             "relu_logits": relu_logits,
-            "dataset": self.dataset,
+            "dataset": self.data.name,  # not its path: a folder that was moved is the same
             "fingerprint": self.data.fingerprint,
             "images": min(images, len(self.data.train)),
             "epochs": self.profile.classifier_epochs * recipe.longer,
@@ -578,7 +588,7 @@ class Lab:
         usual = {"epochs": max(1, self.profile.purifier.epochs // 2)}
         settings = finetuned.Settings(**{**usual, **override})
         net = self.classifier(classifier)
-        recipe = training.recipe_for(classifier.split("-")[0], self.dataset)
+        recipe = training.recipe_for(_architecture(classifier), self.data.name)
         config = {
             "name": f"finetuned-{classifier}-{self.data.name}",
             **self._lessons(net, seen, finetuned.VERSION, images),
@@ -625,14 +635,17 @@ class Lab:
     def _adversarially_trained(
         self, classifier: str, kind: str, override: dict[str, Any]
     ) -> nn.Module:
-        """Train fresh weights like the classifier's, on its images; eps is the paper's."""
+        """Train fresh weights like the classifier's, on its images; eps is the paper's.
+
+        Without a ReLU on the logits, also where the classifier has one.
+        """
         eps = paper_attacks(self.dataset)[0].settings["eps"]
         settings = replace(self.profile.adversarial, **{"eps": eps, **override, "kind": kind})
-        architecture = classifier.split("-")[0]  # of committed weights such as "anet-mnist", too
+        architecture = _architecture(classifier)
         net = classifiers.build(
             architecture, self.data.shape, len(self.data.classes), seed=self.seed
         ).to(self.device)
-        recipe = training.recipe_for(architecture, self.dataset)
+        recipe = training.recipe_for(architecture, self.data.name)
         part = self._training_images()
         config = {
             "name": f"adversarial-{kind}-{architecture}-{self.data.name}",
@@ -691,7 +704,8 @@ class Lab:
             false_positives=settings.false_positives,
             classifier=None if self.data.shape[0] == 1 else self.classifier(classifier),
         )  # fmt: skip
-        return self._ready(made, known, "magnet", asdict(settings), [])
+        asked = "" if self.data.shape[0] == 1 else classifier
+        return self._ready(made, known, "magnet", asdict(settings), [], asked)
 
     def _ready(
         self, module: nn.Module, known: Mapping[str, Any], name: str, settings: Mapping[str, Any],
@@ -825,7 +839,7 @@ class Lab:
         module.load_state_dict(tensors)
         return {"key": artifact_key(config), "history": history[:epoch]}
 
-    def _committed(self, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    def _committed(self, name: str, relu_logits: bool) -> tuple[nn.Module, dict[str, Any]]:
         path = WEIGHTS / f"{name}.safetensors"
         tensors, made = load_tensors(path)
         if missing := {"classifier", "shape", "classes", "dataset"} - made.keys():
@@ -853,7 +867,10 @@ class Lab:
                 f"and {made['classes']} classes ({' '.join(str(error).split())[:200]}): write it "
                 "anew with unfool.lab.commit_weights, or restore it with git"
             ) from error
-        return net, made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
+        key = f"committed:{name}"
+        if relu_logits:
+            net, key = nn.Sequential(net, nn.ReLU()), f"{key}+relu"
+        return net, made | {"key": key, "name": name, "trained_on": made["dataset"]}
 
     def _committed_purifier(self, classifier: str, others: Sequence[str]) -> nn.Module:
         """Load a purifier that ships with the course; it is as it is, so nothing can be set."""
@@ -913,13 +930,15 @@ class Lab:
                 settings["target"] = made["target"][rows].to(self.device)
             if start:  # what a block draws must not depend on whether others were drawn in this run
                 generator = torch.Generator().manual_seed(self.seed + start)
-            if not file.exists():
+            kept = load_checkpoint(file)
+            if kept is None:
                 x_adv = ATTACKS[wanted.name](
                     net, x[rows].to(self.device), y[rows].to(self.device), generator=generator,
                     progress=_from(start, len(x[rows]), len(x), progress), **settings,
                 )  # fmt: skip
                 save_tensors(file, {"x_adv": x_adv.cpu()}, {})
-            done.append(load_tensors(file)[0]["x_adv"])
+                kept = load_tensors(file)
+            done.append(kept[0]["x_adv"])
         x_adv = torch.cat(done)
         attacked, read = predict(net, x) == y, predict(net, x_adv)
         hit = read == made["target"] if made else read != y
@@ -934,6 +953,11 @@ class Lab:
     def _refuse_seen(self, net: nn.Module, split: str, dataset: str = "") -> None:
         if split == "test":
             check_unseen(self._known[net]["trained_on"], dataset or self.dataset)
+
+
+def _architecture(classifier: str) -> str:
+    """Return the key of `CLASSIFIERS` of "anet+relu", or of weights such as "anet-mnist"."""
+    return classifier.removesuffix("+relu").split("-")[0]
 
 
 def records_path() -> Path:
@@ -995,7 +1019,7 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
         "classes": len(lab.data.classes),
         "profile": lab.profile.name,
         "seed": lab.seed,
-        "recipe": training.recipe_for(classifier, lab.dataset).as_key(),
+        "recipe": training.recipe_for(classifier, lab.data.name).as_key(),
         "test_accuracy": accuracy(rounded, lab.data.test.images, lab.data.test.labels),
         "history": lab.history(net),
         "device": str(lab.device),

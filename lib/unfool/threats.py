@@ -28,6 +28,7 @@ from unfool.attacks._guard import (
     check_number,
     frozen,
 )
+from unfool.attacks.adaptive import Eot
 from unfool.attacks.sign import check_eps
 from unfool.evaluation import defended, predict
 from unfool.progress import Progress
@@ -282,12 +283,16 @@ class _Trial:
     def _withstands(self, level: str, models: list[nn.Module], eps: float, **more: Any) -> Tensor:
         """Return which images the whole model gets right, attacked on each of the models.
 
-        A randomised defence draws the same whether or not others were measured in this run.
+        A randomised defence draws the same whether or not others were measured in this run, and so
+        does an `eot` with a seed of its own.
         """
         key = "-".join([level, f"{eps:g}", *(f"{k}={v}" for k, v in more.items())])
         if self.memory is not None and key in self.memory:
             self._tell(level, len(models))
             return self.memory[key]
+        for part in nn.ModuleList(models).modules():
+            if isinstance(part, Eot):
+                part.restart()
         with seeded(self.seed):
             noise = level == "noise"
             right = self._noise(eps) if noise else self._attacked(level, models, eps, **more)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from unfool.artifacts import load_tensors, save_tensors
+from unfool.artifacts import load_checkpoint, save_tensors
 from unfool.progress import Progress, silent
 
 VERSION = 1
@@ -60,7 +60,8 @@ def fit(
         learning_rate: factor on each optimizer's own rate, a function of the share of all steps
             that is done (0 to 1); constant by default.
         mixed_precision: bfloat16 autocast; refused on a CPU, where it changes results for little.
-        checkpoint: file that is written after every epoch and resumed from when it is there.
+        checkpoint: file that is written after every epoch and resumed from when it is there; a
+            damaged one is set aside, with a warning.
         after_epoch: called with the number of epochs done, modules in eval mode; again for the
             same epoch if a run is killed before its checkpoint.
         progress: called after every step.
@@ -339,9 +340,10 @@ def _resume(
     path: Path | None, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
 ) -> History:
     """Load the checkpoint into the modules and optimizers; return the history that it holds."""
-    if path is None or not path.exists():
+    kept = None if path is None else load_checkpoint(path)
+    if kept is None:
         return []
-    tensors, metadata = load_tensors(path)
+    tensors, metadata = kept
     for name, module in modules.items():
         head = f"module/{name}/"
         module.load_state_dict(

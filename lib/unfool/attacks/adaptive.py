@@ -85,7 +85,12 @@ class Eot(nn.Module):
     def __init__(self, model: nn.Module, samples: int, seed: int | None) -> None:
         super().__init__()
         self.model, self.samples = model, samples
-        self.seeds = None if seed is None else Generator().manual_seed(seed)
+        self.seed = seed
+        self.restart()
+
+    def restart(self) -> None:
+        """Draw from now on as a new `eot` of the same seed does."""
+        self.seeds = None if self.seed is None else Generator().manual_seed(self.seed)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.seeds is None:

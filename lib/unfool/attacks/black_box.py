@@ -14,7 +14,14 @@ from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._draws import seeds_for
-from unfool.attacks._guard import check_images, check_inputs, check_number, in_chunks, refuse_target
+from unfool.attacks._guard import (
+    check_images,
+    check_inputs,
+    check_number,
+    frozen,
+    in_chunks,
+    refuse_target,
+)
 from unfool.attacks.sign import check_eps
 from unfool.progress import Progress
 
@@ -157,13 +164,16 @@ def hop_skip_jump(
     check_eps(eps)
     check_number("queries", queries, 1, whole=True)
     check_number("evaluations", evaluations, 1, whole=True)
+    others: tuple[Tensor, Tensor] | None = None
     if starts is not None:
         _check_starts(starts, x)
+        with frozen(model), torch.no_grad():
+            others = starts, model(starts).argmax(dim=1)
 
     def one(image: Tensor, label: Tensor) -> Tensor:
         from cleverhans.torch.attacks.hop_skip_jump_attack import hop_skip_jump_attack
 
-        start = None if starts is None else _nearest_other(model, starts, image, label)
+        start = None if others is None else _nearest_other(*others, image, label)
         box = _Counted(model, image, label, queries)
         # Of a plain number gamma this version cannot take the smaller of two thresholds.
         gamma = torch.ones((), device=image.device)
@@ -212,9 +222,9 @@ def _check_starts(starts: Tensor, x: Tensor) -> None:
         )
 
 
-def _nearest_other(model: nn.Module, starts: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
+def _nearest_other(starts: Tensor, read: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
     """Return the start nearest to x in L2 that is not read as y, in cleverhans's shape, or None."""
-    others = starts[model(starts).argmax(dim=1) != y]
+    others = starts[read != y]
     if not len(others):
         return None
     return others[(others - x).flatten(1).norm(dim=1).argmin()][None, None]

@@ -73,9 +73,9 @@ def fmn(
 
     - until the model is fooled for the first time, the length so far and the way to the border as
       far as the gradient can tell, |margin| / ||gradient|| in the dual norm;
-    - then by a share gamma smaller where the model is fooled, larger where it is not, and never
-      larger than the best image's. In L0, which has no dual norm, this holds from the start, from 1
-      value on and in steps of at least 1.
+    - then by a share gamma smaller where the model is fooled, and never larger than the best
+      image's; by as much larger where it is not, which may lead beyond the best. In L0, which has
+      no dual norm, this holds from the start, from 1 value on and in steps of at least 1.
 
     Both the step, of L2 length alpha at first, and gamma are annealed by half a cosine, to
     alpha / 100 and 0.001. The nearest image seen that fools the model is returned. Explained in
