@@ -116,11 +116,12 @@ def test_the_lab_trains_it_once_and_records_name_it(tmp_path: Path) -> None:
     made, _ = train(net, x, y, labels, recipe, Settings(epochs=1))
     assert all(torch.equal(v, few.state_dict()[k]) for k, v in made.state_dict().items())
     assert lab.settings_of(few)["images"] == 4
-    most = lab.defense("finetuned", epochs=1, images=10_000)  # as many as there are
+    usual = lab.profile.images("fgsm", "train")
+    most = lab.defense("finetuned", epochs=1, images=usual)
     assert all(torch.equal(v, one.state_dict()[k]) for k, v in most.state_dict().items())
     assert len(list(lab.store.root.glob("classifier/finetuned-*"))) == 2
     with pytest.raises(ValueError, match="images must be >= 1, not 0"):
         lab.defense("finetuned", images=0)
     assert lab.defense("finetuned") is not None
-    usual = lab.settings_of(lab.defense("finetuned"))
-    assert usual["epochs"] == lab.profile.purifier.epochs // 2
+    named = lab.settings_of(lab.defense("finetuned"))
+    assert named["epochs"] == lab.profile.purifier.epochs // 2
