@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -132,6 +133,16 @@ def test_the_page_names_each_cell_and_the_readmes_count_them() -> None:
     assert "5 readings of Table 2's Anet row" in said
     assert "1 of its 1 numbers lie within" in said
     assert multiverse.sentence([]) == ""
+
+
+def test_the_page_counts_the_printed_cells_that_are_left_out() -> None:
+    """All that the paper measured of a purifier, but Table 2's Anet row."""
+    mine = [c for c in paper.printed() if c["column"] in ("purifier", "our method")]
+    rows = [(c["table"], c["classifier"] == "bnet") for c in mine if c["classifier"] != "anet"]
+    assert Counter(rows) == {("2", True): 4} | {(n, False): 8 for n in "3456"}
+    left = "Table 2's Bnet row (4 numbers), Table 4 (8), Tables 3 and 5 on\nCIFAR-10 (8 each) and"
+    assert left in multiverse.markdown([crossed()], paper.ATTACKS)
+    assert "Bnet's row, Tables 3 to 6" in multiverse.sentence([crossed()])
 
 
 def whole_problems(found: list[Cell]) -> list[str]:

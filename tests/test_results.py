@@ -15,6 +15,7 @@ import pytest
 from unfool.artifacts import REPO, load_tensors
 from unfool.evaluation import Record, read_records
 from unfool.lab import Lab
+from unfool.profiles import PROFILES
 
 RESULTS = REPO / "results"
 LIMIT = 30_000_000  # bytes of all committed weights
@@ -263,3 +264,41 @@ def test_magnets_false_alarms_are_what_was_asked_for() -> None:
     records = Lab("smoke").committed_records("desk-magnet")
     alarms = [r.false_positive_rate for r in records if r.n_images == 10_000]
     assert all(abs(a - b) < 0.003 for a, b in zip(alarms, (0.01, 0.05), strict=True) if a)
+
+
+def cifar_problems(section: str, records: list[Record]) -> list[str]:
+    """What the section on the JPEG copy says otherwise than its records and profile."""
+    of = {(r.defense, r.defense_settings.get("mu"), r.attack): r for r in records}
+    two = ("fgsm", "deepfool")
+    guided, plain, jpeg, further = (
+        [of[name, mu, attack] for attack in two]
+        for name, mu in (("pix2pix", 1.0), ("pix2pix", 0.0), ("jpeg", None), ("finetuned", None))
+    )
+    told = [
+        f"recovers {shares[0]} % with μ = 1 and {shares[1]} % with μ = 0, of DeepFool's "
+        f"{shares[2]} and {shares[3]} %, where JPEG at quality 75 recovers {shares[4]} %"
+        for shares in [[percent(r.recovered_accuracy or 0) for r in (
+            guided[0], plain[0], guided[1], plain[1], jpeg[1])]]
+    ]  # fmt: skip
+    shares = [percent(r.recovered_accuracy or 0) for r in further]
+    told.append(f"trained further reads {shares[0]} % of FGSM's and {shares[1]} % of DeepFool's")
+    own, its = guided[0].defense_settings, further[0].defense_settings
+    most = its.get("images") or PROFILES[further[0].profile].images("deepfool", "train")
+    told.append(
+        f"{most:,} images of each attack instead of {own['images']:,}, in {its['epochs']} passes "
+        f"instead of {own['epochs']}, so as many showings of attacked images"
+    )
+    if most * its["epochs"] != own["images"] * own["epochs"]:
+        told.append("showings differ")
+    return [text for text in told if text not in section]
+
+
+def test_the_section_on_cifar_says_what_was_measured() -> None:
+    text = (REPO / "results" / "README.md").read_text("utf-8")
+    section = text.split("## CIFAR-10, a JPEG copy")[1].split("\n## ")[0]
+    records = committed("cifar.jsonl")
+    assert cifar_problems(section, records) == []
+    shorter = [
+        replace(r, defense_settings=r.defense_settings | {"epochs": 9}) for r in records
+    ]  # the control
+    assert len(cifar_problems(section, shorter)) == 2
