@@ -242,8 +242,8 @@ def desk_defense_gan() -> Iterator[Case]:
 def desk() -> Iterator[Case]:
     """Table 2 on full MNIST: the committed classifiers, every epoch of the purifier, the rivals."""
     for classifier in ("anet-mnist", "bnet-mnist"):
-        for name in ("none", "threshold", "denoiser"):
-            yield Case("mnist", classifier, name, {}, "desk")
+        for name, settings in WASHED:
+            yield Case("mnist", classifier, name, settings, "desk")
         for epoch in range(1, 21):
             yield Case("mnist", classifier, "pix2pix", {"after": epoch}, "desk")
 

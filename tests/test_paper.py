@@ -57,13 +57,12 @@ def test_a_cell_has_what_was_measured_and_the_verdict() -> None:
     records = [
         desk("fgsm", 0.9873),
         desk("jsma", 0.78, l0_median=41.0),
-        desk(
-            "fgsm", 0.5, defense="threshold", defense_settings={}, learned_from=[], trained_for=""
-        ),
+        desk("fgsm", 0.5, **WITHOUT | {"defense_settings": {"level": 0.5}}, defense="threshold"),
         desk("deepfool", 0.9744, n_success=1000),
     ]
     (fgsm,), (jsma,) = rows(2, records, "Anet", "FGSM"), rows(2, records, "Anet", "JSMA")
     assert (fgsm["verdict"], fgsm["x > 0.5"], fgsm["seeds"]) == ("reproduced", "50.0", "1")
+    assert fgsm["best washer"] == "x > 0.5: 50.0"
     assert fgsm["ours"].startswith("98.73 [")
     assert fgsm["paper"] == "98.73"
     assert (jsma["verdict"], jsma["size"]) == ("differs", "41 pixels")

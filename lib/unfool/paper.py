@@ -70,7 +70,8 @@ were fooled; for JSMA, how many pixels were changed.
 NOTES = {
     1: "The paper ends Anet and Bnet with a ReLU on the logits; ours end without.",
     2: "Recovered accuracy: of the test images that the attack turned wrong, the share that is "
-    "read rightly again. `x > 0.5` and the denoiser have seen no attack.",
+    "read rightly again. `x > 0.5`, the best washer (of those measured, the one that recovers most "
+    "of these very images, which favours it) and the denoiser have seen no attack.",
     3: "Recovered accuracy, as in Table 2; with the classifier-guided loss. Best washer: of those "
     "measured (`x > 0.5` means little in colour), the one that recovers most of these very images, "
     "which favours it. Trained further: the classifier itself, on attacked images and their clean "
@@ -255,8 +256,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
     return made
 
 
-PURIFIED = ("classifier", "attack", "fooled", "size", "x > 0.5", "denoiser", "ours", "seeds",
-            "scale", "paper", "verdict")  # fmt: skip
+PURIFIED = ("classifier", "attack", "fooled", "size", "x > 0.5", "best washer", "denoiser", "ours",
+            "seeds", "scale", "paper", "verdict")  # fmt: skip
 COLOURED = ("classifier", "attack", "fooled", "size", "best washer", "denoiser", "trained further",
             "ours", "seeds", "scale", "paper", "verdict")  # fmt: skip
 CROSSED = ("made on / purifier of", "attack", "read by", "fooled", "size", "raw", "x > 0.5",
@@ -285,12 +286,11 @@ def _purified(cell: Mapping[str, str], records: Sequence[Record]) -> tuple[str, 
     mine = [r for r in mine if r.attack == cell["attack"] and _home(r)]
     last, same = of_scale([r for r in mine if whole(r) and _pooled(r)], cell["dataset"])
     ours, verdict, seeds = _judged(last, cell, same)
-    beside = [_mean(_like(mine, last, "denoiser"))]
+    beside = [_best_washer(mine, last), _mean(_like(mine, last, "denoiser"))]
     if cell["table"] == "2":
         beside.insert(0, _mean(_like(mine, last, "threshold")))
     else:
-        further = _like([r for r in mine if _pooled(r)], last, "finetuned")
-        beside = [_best_washer(mine, last), *beside, _mean(further)]
+        beside.append(_mean(_like([r for r in mine if _pooled(r)], last, "finetuned")))
     return (
         cell["row"], ATTACKS[cell["attack"]], *_strength(last), *beside,
         ours, seeds, _scale(last), f"{float(cell['percent']):.2f}", verdict,
