@@ -86,6 +86,7 @@ def test_every_choice_is_tested() -> None:
         {"seed": 1},
         {"settings": {"adversarial": False}},  # an ablation, no reading
         {"settings": {"after": 2}},  # not its end
+        {"settings": {"images": 2000}},  # the trial
         {"learned_from": ["deepfool"], "saw_attack_in_training": False},
         {"made_on": "bnet"},
         {"attack_settings": {"eps": 0.3}},  # the paper prints 0.15

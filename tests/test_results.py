@@ -106,6 +106,22 @@ def test_readme_says_by_how_much_the_purifier_leads() -> None:
     assert printed == [percent(lead) for lead in leads]
 
 
+def test_the_trial_with_more_images_is_told_as_recorded() -> None:
+    text = (REPO / "results" / "README.md").read_text("utf-8")
+    section = text.split("## A trial")[1].split("\n## ")[0]
+    ours, best = section.split("The best of")
+    share: dict[str, dict[str, Record]] = {}
+    for r in committed("trial.jsonl"):
+        share.setdefault(r.attack, {})[r.defense] = r
+    for of in share.values():
+        purifier = of.pop("pix2pix")
+        assert purifier.defense_settings["images"] == 2000
+        assert len(of) == 7
+        interval = with_interval(purifier, "recovered").replace(" [", " % [", 1)
+        assert interval in ours or interval.replace(" %", "") in ours
+        assert percent(max(r.recovered_accuracy or 0 for r in of.values())) in best
+
+
 def detector_problems(rows: list[dict[str, Any]]) -> list[str]:
     """What in MagNet's rows is missing, or says that to know the detectors doesn't help."""
     at = {(r["false_positives"], r["attacker"], r["eps"]): r for r in rows}

@@ -34,6 +34,7 @@ OURS = {
 STRONGER = {
     "deepfool": {"overshoot": 0.2}, "jsma": {"gamma": 0.3}, "carlini_wagner_l2": {"kappa": 5.0},
 }  # fmt: skip
+IMAGES = 400  # of each attack; what the grid's purifiers learn from
 TITLE = "What the paper leaves open"
 NOTE = """\
 Each printed number of Table 2's Anet row beside all that a reader of the paper could have measured
@@ -149,6 +150,7 @@ def _is_reading(record: Record) -> bool:
     small = {"width", "discriminator_width", "epochs"} if "images" in own else set()
     return (
         home
+        and own.get("images", IMAGES) == IMAGES  # not the trial with more
         and name.split("-")[0].removesuffix("+relu") == "anet"
         and own["lam"] in (10.0, 100.0)
         and _strength(record) != ""
