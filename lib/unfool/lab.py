@@ -982,7 +982,7 @@ def commit_purifier(lab: Lab, classifier: str) -> Path:
         )
     net = lab.defense("pix2pix", classifier=classifier)
     assert net is not None
-    small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    small = _in_bfloat16(net.state_dict())
     known = lab._known[net]
     made = {
         "settings": known["settings"],
@@ -1008,7 +1008,7 @@ def commit_weights(lab: Lab, classifier: str) -> Path:
     made from and how well the rounded weights do on the test split.
     """
     net = lab.classifier(classifier)
-    small = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    small = _in_bfloat16(net.state_dict())
     rounded = classifiers.build(classifier, lab.data.shape, len(lab.data.classes))
     rounded.load_state_dict(_in_float32(small))
     made = {
@@ -1043,6 +1043,10 @@ def _from(start: int, size: int, total: int, progress: Progress) -> Progress:
 def _epoch_file(done: int) -> str:
     """Where a purifier's weights after so many epochs lie, beside the final ones."""
     return f"epoch-{done:03}.safetensors"
+
+
+def _in_bfloat16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
