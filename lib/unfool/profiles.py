@@ -102,7 +102,7 @@ PROFILES: dict[str, Profile] = {
             sign_train_images=10_000,
             sign_test_images=2_000,
             purifier=Settings(width=16, discriminator_width=16, epochs=20, batch_size=32),
-            gan=wgan_gp.Settings(width=32, epochs=21),  # 5,040 updates of the generator
+            gan=wgan_gp.Settings(width=32, epochs=23),  # 5,060 updates of the generator
             defense_gan=defense_gan.Settings(),
             magnet=magnet.Settings(false_positives=0.01, joint=True),
             adversarial=adversarial_training.Settings(steps=10, warmup=0.2, epochs=10),
