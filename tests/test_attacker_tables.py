@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 from unfool.attacker_tables import (
+    CLEAN,
+    READ,
     TABLES,
     WEIGHTS,
     black_box_table,
     classifiers_table,
+    defense_gan_table,
     in_z_table,
     interval,
     k50_table,
+    madry_table,
     magnet_table,
     outside_table,
     white_box_tables,
@@ -78,8 +82,8 @@ def test_the_outside_judge_by_hand() -> None:
 
 def test_the_white_box_by_hand() -> None:
     share = {"low": 0.31, "high": 0.58, "accuracy": 0.44}
-    ball = {"defense": "none", "eps": 0.15, "restarts": 10} | share
-    far = {"defense": "none", "norm": "linf", "fooled": 9, "of": 10, "low": 0.1, "high": None}
+    ball = {"defense": "none", "dataset": "mnist5k", "eps": 0.15, "restarts": 10} | share
+    far = {"defense": "none", "dataset": "mnist5k", "norm": "linf", "fooled": 9, "of": 10, "low": 0.1, "high": None}
     rows = [
         ball | {"attack": {"name": "apgd", "settings": {"losses": ["ce", "dlr"], "steps": 40}}},
         far | {"attack": {"name": "fmn", "settings": {}}, "median": 0.125},
@@ -88,6 +92,28 @@ def test_the_white_box_by_hand() -> None:
     assert "APGD, ce and dlr, 40 steps × 10 |" in made
     assert "| nothing | 44 [31, 58] |\n\n| defence | FMN, L∞ |" in made
     assert made.endswith("| nothing | 0.12 (0.10 to ∞, 9 of 10) |\n")
+
+
+def test_pgd_training_on_full_mnist_has_a_table_of_its_own() -> None:
+    row = {
+        "defense": "adversarial_pgd", "dataset": "mnist", "eps": 0.3, "n": 2000, "restarts": 10,
+        "attack": {"name": "pgd", "settings": {"steps": 40}},
+        "accuracy": 0.9, "low": 0.886, "high": 0.912,
+    }  # fmt: skip
+    table = madry_table([row, row | {"dataset": "mnist5k"}])
+    assert table.splitlines()[2:] == ["| PGD, 40 steps × 10 | 0.3 | 2,000 | 90.0 [88.6, 91.2] |"]
+    assert white_box_tables([row]) == ""
+
+
+def test_a_search_stands_beside_what_is_cheaper() -> None:
+    row = {
+        "defense": "pix2pix", "defense_settings": {}, "n_images": 500, "seconds": 2.0,
+        **dict.fromkeys(READ, 0.9), **dict.fromkeys(CLEAN, 0.95),
+    }  # fmt: skip
+    searched = {"defense": "defense_gan", "defense_settings": {"steps": 200, "restarts": 10}}
+    first, second = defense_gan_table([row, row | searched]).splitlines()[2:]
+    assert first == "| purifier | 500 | 90.0 [90.0, 90.0] | 95.0 [95.0, 95.0] | 2 |"
+    assert second.startswith("| Defense-GAN, L = 200, R = 10 | 500 |")
 
 
 def test_two_readings_of_a_dropout_side_by_side() -> None:
@@ -119,6 +145,6 @@ def test_what_was_not_measured_stays_empty() -> None:
     assert table.endswith("| nothing | 0.15 |  | 44 [31, 58] |  |\n")
     near = asked | {"distance": 0.005, "attacker": "z-space"}
     assert in_z_table([near]).endswith("| 0.005 |  |  | 44 [31, 58] |\n")
-    assert {table([]) for table in TABLES.values()} == {""}
+    assert {table([]) for _, table in TABLES.values()} == {""}
     with pytest.raises(KeyError, match="soap"):
         k50_table([point(n, 0.5, defense="soap") for n in (0, 3, None)])

@@ -109,18 +109,20 @@ def test_an_outside_judge_takes_the_same_images(
         made.measure(lab, "none", range(5, 7), path, steps=1)
 
 
-def test_a_white_box_run_goes_on(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_white_box_run_goes_on(lab: Lab, tmp_path: Path) -> None:
     made, path = script("make_white_box"), tmp_path / "some.jsonl"
-    monkeypatch.setattr(made, "IN_A_BALL", (("pgd", 1, {"steps": 3}), ("pgd", 3, {"steps": 3})))
-    monkeypatch.setattr(made, "NEAREST", (("fmn", "linf", {"norm": "linf", "steps": 20}),))
-    made.measure(lab, "none", path, images=6)
+    small = made.Setting(
+        images=6, in_a_ball=(("pgd", 1, {"steps": 3}), ("pgd", 3, {"steps": 3})),
+        nearest=(("fmn", "linf", {"norm": "linf", "steps": 20}),),
+    )  # fmt: skip
+    made.measure(lab, "none", path, small)
     once, thrice, near = rows = read_rows(path)
     assert thrice["accuracy"] <= once["accuracy"] <= once["clean"]  # the first start is the same
     assert near["fooled"] <= near["of"] == round(6 * near["clean"])
     assert near["low"] <= near["median"]
     lines = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text(lines[0] + lines[2], "utf-8")
-    made.measure(lab, "none", path, images=6)
+    made.measure(lab, "none", path, small)
     assert read_rows(path) == [once, near, thrice | {"git": read_rows(path)[2]["git"]}]
     assert len(rows) == 3
 
@@ -151,7 +153,7 @@ def test_the_white_box_rows_that_are_committed_are_whole() -> None:
         return [
             f"{defense} {wanted}"
             for defense in made.DEFENSES
-            for wanted in made.wanted()
+            for wanted in made.Setting().wanted()
             if not any(
                 row["defense"] == defense
                 and row["n"] >= 100

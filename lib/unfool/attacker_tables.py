@@ -21,6 +21,7 @@ WEIGHTS = -1  # where a curve holds the accuracy that the attacker with the weig
 NAMES = {
     "none": "nothing", "threshold": "`x > 0.5`", "pix2pix": "purifier", "ape_gan": "APE-GAN",
     "denoiser": "denoiser", "magnet": "MagNet's reformer", "adversarial_pgd": "PGD-trained",
+    "defense_gan": "Defense-GAN",
 }  # fmt: skip
 ATTACKS = {"square": "Square", "spsa": "SPSA", "hop_skip_jump": "HopSkipJump"}
 PAPER = {"fgsm": "FGSM", "deepfool": "DeepFool", "jsma": "JSMA", "carlini_wagner_l2": "C&W"}
@@ -31,6 +32,8 @@ IN_Z = {
     "z-space": "towards misread G(z)",
 }  # fmt: skip
 SHARES = ("accuracy", "low", "high")
+READ = ("end_to_end_accuracy", "end_to_end_low", "end_to_end_high")
+CLEAN = ("defended_clean_accuracy", "defended_clean_low", "defended_clean_high")
 # Clean accuracy on MNIST, %: Samangouei et al. 2018, what the paper's Table 6 takes over.
 REPORTED = {"a": 99.7, "b": 96.2, "c": 99.6, "d": 99.2}
 Rows = Sequence[Mapping[str, Any]]
@@ -180,10 +183,21 @@ def outside_table(rows: Rows) -> str:
 
 def white_box_tables(rows: Rows) -> str:
     """Return what each white-box attack leaves, and how far the nearest errors lie, as Markdown."""
+    rows = [row for row in rows if row["dataset"] != "mnist"]
     in_a_ball = [row for row in rows if "eps" in row]
     nearest = [row for row in rows if "norm" in row]
     made = (_by_attack(in_a_ball, _share), _by_attack(nearest, _distance))
     return "\n".join(table for table in made if table)
+
+
+def madry_table(rows: Rows) -> str:
+    """Return what attacks leave of PGD training on full MNIST, as Markdown; "" without rows."""
+    lines = [
+        [_attack(row), f"{row['eps']:g}", f"{row['n']:,}", _points(row, SHARES)]
+        for row in rows
+        if row["dataset"] == "mnist" and row["defense"] == "adversarial_pgd"
+    ]
+    return markdown_table(["attack", "ε", "n", "left"], lines, right=True) if lines else ""
 
 
 def _by_attack(rows: Rows, told: Callable[[Mapping[str, Any] | None], str]) -> str:
@@ -259,11 +273,37 @@ def magnet_table(rows: Rows) -> str:
     return markdown_table(head, lines, right=True) if lines else ""
 
 
+def defense_gan_table(rows: Rows) -> str:
+    """Return Defense-GAN beside cheaper defences on the same images, as Markdown; "" without rows.
+
+    Seconds are those of a record, which reads every image clean and attacked.
+
+    Args:
+        rows: records, as dicts.
+    """
+    lines = []
+    for row in rows:
+        name, known = row["defense"], row["defense_settings"]
+        search = f", L = {known['steps']}, R = {known['restarts']}" if name == "defense_gan" else ""
+        lines.append([
+            NAMES[name] + search, f"{row['n_images']:,}",
+            *(_points(row, keys) for keys in (READ, CLEAN)),
+            f"{1000 * row['seconds'] / 2 / row['n_images']:.3g}",
+        ])  # fmt: skip
+    head = ["defence", "n", "attacked", "clean", "ms an image"]
+    return markdown_table(head, lines, right=True) if lines else ""
+
+
 def _of(count: int, total: int) -> str:
     """Return a share in % with Wilson's interval."""
     return "{:.1f} [{:.1f}, {:.1f}]".format(
         *(100 * share for share in (count / total, *wilson(count, total)))
     )
+
+
+def _points(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return a share and its interval in %; keys name the share and both ends."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * row[key] for key in keys))
 
 
 def _share(row: Mapping[str, Any] | None) -> str:
@@ -272,9 +312,15 @@ def _share(row: Mapping[str, Any] | None) -> str:
     return f"{100 * row['accuracy']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
-TABLES: dict[str, Callable[[Rows], str]] = {
-    "knowledge": k50_table, "black_box": black_box_table, "in_z": in_z_table,
-    "outside": outside_table, "white_box": white_box_tables,
-    "classifiers": classifiers_table,
-}  # fmt: skip
-"""By the file of rows under results/, which is also the name of its block in the README there."""
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "knowledge": ("knowledge", k50_table),
+    "black_box": ("black_box", black_box_table),
+    "in_z": ("in_z", in_z_table),
+    "outside": ("outside", outside_table),
+    "white_box": ("white_box", white_box_tables),
+    "madry": ("white_box", madry_table),
+    "classifiers": ("classifiers", classifiers_table),
+    "magnet": ("records/desk-magnet", magnet_table),
+    "defense_gan": ("records/desk-defense-gan", defense_gan_table),
+}
+"""By their block in results/README.md: the file of rows under results/, and what makes the table."""

@@ -608,10 +608,8 @@ def table_files(
     told = summary(made) + multiverse.sentence(open_cells)
     linked = re.sub(r"\((tables|figures)/", r"(results/\1/", told)
     readme = between(readme, "tables", told)
-    for mark, table in attacker_tables.TABLES.items():
-        readme = between(readme, mark, table(_rows(mark)), "tables")
-    alarms = attacker_tables.magnet_table(_rows("records/desk-magnet"))
-    readme = between(readme, "magnet", alarms, "tables")
+    for mark, (file, table) in attacker_tables.TABLES.items():
+        readme = between(readme, mark, table(_rows(file)), "tables")
     files["README.md"] = readme
     files["../README.md"] = between((REPO / "README.md").read_text("utf-8"), "tables", linked)
     return files
