@@ -83,7 +83,10 @@ def test_the_outside_judge_by_hand() -> None:
 def test_the_white_box_by_hand() -> None:
     share = {"low": 0.31, "high": 0.58, "accuracy": 0.44}
     ball = {"defense": "none", "dataset": "mnist5k", "eps": 0.15, "restarts": 10} | share
-    far = {"defense": "none", "dataset": "mnist5k", "norm": "linf", "fooled": 9, "of": 10, "low": 0.1, "high": None}
+    far = {
+        "defense": "none", "dataset": "mnist5k", "norm": "linf", "fooled": 9, "of": 10,
+        "low": 0.1, "high": None,
+    }  # fmt: skip
     rows = [
         ball | {"attack": {"name": "apgd", "settings": {"losses": ["ce", "dlr"], "steps": 40}}},
         far | {"attack": {"name": "fmn", "settings": {}}, "median": 0.125},

@@ -323,4 +323,4 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "magnet": ("records/desk-magnet", magnet_table),
     "defense_gan": ("records/desk-defense-gan", defense_gan_table),
 }
-"""By their block in results/README.md: the file of rows under results/, and what makes the table."""
+"""By its block in results/README.md: the file of rows under results/, what makes the table."""
