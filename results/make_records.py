@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,13 @@ STRENGTHS = (
 UNSEEN = (AttackSettings("pgd", {"eps": 0.15}), AttackSettings("ead"))
 
 
-def crossed(dataset: str, a: str, b: str, profile: str) -> Iterator[Case]:
+def crossed(
+    dataset: str, a: str, b: str, profile: str, beside: Iterable[str] = ("none", "threshold")
+) -> Iterator[Case]:
     """Table 4: images made on one classifier, the purifier of the other, read by either."""
     for made_on, trained_for in ((a, b), (b, a)):
         for reader in (a, b):
-            for name in ("none", "threshold"):
+            for name in beside:
                 yield Case(dataset, reader, name, {}, profile, made_on=made_on)
             for purifiers in (trained_for, made_on):
                 yield Case(
@@ -215,7 +217,8 @@ def table6() -> Iterator[Case]:
 
 def desk_crossed() -> Iterator[Case]:
     """Table 4 on full MNIST: another classifier's images and purifier."""
-    yield from crossed("mnist", "anet-mnist", "bnet-mnist", "desk")
+    beside = "none", "threshold", "denoiser"
+    yield from crossed("mnist", "anet-mnist", "bnet-mnist", "desk", beside)
 
 
 def desk_magnet() -> Iterator[Case]:
