@@ -459,7 +459,8 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     factor = float(costs["network"].get(network, 1.0))
     if kind == "classifier":
         seen = min(images, profile.classifier_images or images)
-        epochs = profile.classifier_epochs * recipe_for(network, own["dataset"]).longer
+        name = Path(own["dataset"]).name  # as in `Lab`: what a folder lies in does not count
+        epochs = profile.classifier_epochs * recipe_for(network, name).longer
         return float(costs["training_pass"]) * factor * seen * epochs
     if kind == "adversarial":
         count = min(images, profile.images(own["attack"], own["split"]))
