@@ -43,8 +43,9 @@ from unfool import attacks
 from unfool.artifacts import REPO
 from unfool.attacks import random_targets
 from unfool.evaluation import predict
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
 from unfool.progress import Progress
+from unfool.provenance import git_commit, versions
 
 CLASSIFIERS = {"mnist5k": "anet", "mnist-m": "resnet8"}
 WAYS = ("best", "64", "256")

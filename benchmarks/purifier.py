@@ -24,8 +24,8 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from unfool.artifacts import write_text
 from unfool.defenses.pix2pix import PatchGAN, UNet, train_step
+from unfool.files import write_text
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 from unfool import figures
-from unfool.artifacts import REPO, Store, write_text
+from unfool.artifacts import REPO, Store
 from unfool.attacks import paper_attacks
 from unfool.defenses.pix2pix import Settings, train
 from unfool.evaluation import read_rows
 from unfool.figures import Figure
+from unfool.files import write_text
 from unfool.lab import Lab
 
 ROWS = REPO / "benchmarks" / "results" / "scale.jsonl"

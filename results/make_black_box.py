@@ -19,7 +19,8 @@ from torch import Generator, Tensor, nn
 from unfool.artifacts import REPO
 from unfool.attacks import ATTACKS
 from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 from unfool.threats import seeded
 
 PATH = REPO / "results" / "black_box.jsonl"

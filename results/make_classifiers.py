@@ -19,8 +19,9 @@ from torch import nn
 from unfool import classifiers, training
 from unfool.artifacts import REPO
 from unfool.evaluation import append_rows, predict, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
 from unfool.progress import shown
+from unfool.provenance import git_commit, versions
 
 PATH = REPO / "results" / "classifiers.jsonl"
 NAMES = ("a", "b", "c", "d")

@@ -19,7 +19,8 @@ from unfool.attacks import apgd, with_refusal
 from unfool.attacks.apgd import plan
 from unfool.defenses.magnet import MagNet
 from unfool.evaluation import append_rows, defended, predict, rejected, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 
 PATH = REPO / "results" / "detectors.jsonl"
 EPS = (0.05, 0.1, 0.15, 0.2, 0.3)

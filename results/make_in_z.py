@@ -30,7 +30,8 @@ from unfool.artifacts import REPO
 from unfool.attacks import bpda, misread_by_generator, pgd
 from unfool.defenses.defense_gan import DefenseGAN
 from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 
 PATH = REPO / "results" / "in_z.jsonl"
 DISTANCES = (0.0025, 0.005, 0.01)

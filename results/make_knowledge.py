@@ -27,7 +27,8 @@ from unfool.artifacts import REPO, load_tensors, save_tensors
 from unfool.attacks import deepfool, fgsm, paper_attacks, pgd
 from unfool.defenses import ape_gan, denoiser, magnet, pix2pix
 from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 from unfool.threats import k50
 
 PATH = REPO / "results" / "knowledge.jsonl"

@@ -18,7 +18,8 @@ from typing import Any
 from unfool.artifacts import REPO
 from unfool.attacks import apgd, autoattack
 from unfool.evaluation import append_rows, defended, predict, read_rows, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 
 PATH = REPO / "results" / "outside.jsonl"
 CLASSIFIERS = {"none": "undefended", "adversarial_pgd": "PGD-trained", "pix2pix": "purified"}

@@ -21,7 +21,8 @@ from unfool import guards
 from unfool.artifacts import REPO
 from unfool.attacks import AttackSettings, bpda
 from unfool.evaluation import append_rows, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 from unfool.threats import Attackers, Threats, threat_levels
 
 PATH = REPO / "results" / "threats.jsonl"

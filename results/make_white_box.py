@@ -23,7 +23,8 @@ from torch import Generator, Tensor, nn
 from unfool.artifacts import REPO
 from unfool.attacks import ATTACKS
 from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
-from unfool.lab import Lab, git_commit, versions
+from unfool.lab import Lab
+from unfool.provenance import git_commit, versions
 
 PATH = REPO / "results" / "white_box.jsonl"
 DEFENSES = ("none", "pix2pix", "denoiser", "ape_gan", "adversarial_pgd")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from unfool import batch
-from unfool.artifacts import REPO, Store, save_tensors, sha256_of, write_text
+from unfool.artifacts import REPO, Store, save_tensors, sha256_of
 from unfool.evaluation import Record, append_record, read_sound_records
+from unfool.files import write_text
 from unfool.grids import Job, dump
 from unfool.lab import Lab
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unfool import lab as lab_room
 from unfool.artifacts import Store
 from unfool.attacks import fgsm, pgd
 from unfool.defenses import AdversariallyTrained, adversarial_training
@@ -240,7 +239,7 @@ def test_the_lab_trains_it_once_and_records_name_it(
     assert isinstance(one, AdversariallyTrained)
     assert defended(nn.Identity(), one) is one
     with monkeypatch.context() as patch:
-        patch.setattr(lab_room.adversarial_training, "train", never)
+        patch.setattr(adversarial_training, "train", never)
         again = lab.defense("adversarial_fgsm")
         assert equal(state(again), state(one))
         with pytest.raises(AssertionError, match="neither training"):

@@ -28,8 +28,8 @@ from unfool.artifacts import (
     load_tensors,
     load_weights,
     save_tensors,
-    write_text,
 )
+from unfool.files import write_text
 
 CONFIG: Mapping[str, Any] = {"name": "a thing", "seed": 3, "settings": {"eps": 0.15}}
 CONTENT = bytes(range(256)) * 4

@@ -58,11 +58,11 @@ def test_what_the_page_names_is_there() -> None:
     section = PAGE.split("\n## Adding a defence\n")[1].split("\n## ")[0]
     for path in re.findall(r"`((?:lib|tests)/[\w/.]+)`", section):
         assert (REPO / path).exists(), path
-    lab = (REPO / "lib" / "unfool" / "lab.py").read_text("utf-8")
+    building = (REPO / "lib" / "unfool" / "building.py").read_text("utf-8")
     for name in re.findall(r"`(_\w+)", section):
-        assert f"def {name}(" in lab, name
+        assert f"def {name}(" in building, name
     assert "`_ready(" in section
-    assert "def _unready(" not in lab  # the control
+    assert "def _unready(" not in building  # the control
 
 
 def folder_and_weights(place: Path) -> None:

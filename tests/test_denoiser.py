@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unfool import lab as lab_room
 from unfool.artifacts import Store
+from unfool.attacks import ATTACKS
 from unfool.defenses import UNet, denoiser
 from unfool.defenses.denoiser import Settings, noisy, train
 from unfool.lab import Lab
@@ -163,8 +163,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def test_it_never_sees_an_adversarial_image(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("adversarial_set", "classifier", "pairs"):
         monkeypatch.setattr(lab, name, never)
-    for name in lab_room.ATTACKS:
-        monkeypatch.setitem(lab_room.ATTACKS, name, never)
+    for name in ATTACKS:
+        monkeypatch.setitem(ATTACKS, name, never)
     assert isinstance(lab.defense("denoiser"), UNet)
     kinds = {path.name for path in lab.store.root.iterdir()} - {"building", "locks"}
     assert kinds == {"purifier"}  # no classifier, no adversarial set was built
@@ -179,7 +179,7 @@ def test_it_is_found_again_and_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     other = lab.defense("denoiser", noise="uniform", size=0.3)
     assert other is not None
     assert not equal(state(made), state(other))
-    monkeypatch.setattr(lab_room.denoiser, "train", never)
+    monkeypatch.setattr(denoiser, "train", never)
     again = lab.defense("denoiser", noise="uniform", classifier="bnet")  # it depends on none
     assert again is not None
     assert equal(state(again), state(made))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unfool.artifacts import Store
 from unfool.attacks import fgsm, paper_attacks
+from unfool.building import labelled_pairs
 from unfool.defenses.finetuned import Finetuned, Settings, train
 from unfool.evaluation import AdversarialSet, accuracy, defended, measure, recovered
 from unfool.lab import Lab
@@ -111,7 +112,7 @@ def test_the_lab_trains_it_once_and_records_name_it(tmp_path: Path) -> None:
     assert (record.defense, record.defense_settings) == ("finetuned", {"epochs": 1, "rate": 0.1})
     assert record.saw_attack_in_training
     few = lab.defense("finetuned", epochs=1, images=4)
-    x, y, labels = lab._labelled_pairs(paper_attacks("mnist5k"), "anet", 4)
+    x, y, labels = labelled_pairs(lab, "anet", paper_attacks("mnist5k"), 4)
     net, recipe = lab.classifier("anet"), recipe_for("anet", "mnist5k")
     made, _ = train(net, x, y, labels, recipe, Settings(epochs=1))
     assert all(torch.equal(v, few.state_dict()[k]) for k, v in made.state_dict().items())

@@ -135,6 +135,11 @@ def test_networks_that_train_longer_on_photographs_cost_more(tmp_path: Path) -> 
 
     assert work("densenet40", "cifar10") == pytest.approx(3 * 5 / 6 * work("densenet40", "mnist"))
     assert work("a", "cifar10") == pytest.approx(5 / 6 * work("a", "mnist"))  # the control
+    inside, named = (tmp_path / "cifar10" / "pets", tmp_path / "cifar10-small")
+    for folder in (inside, named):
+        folder.mkdir(parents=True)
+    seconds = [work("densenet40", f"folder:{folder}") for folder in (named, inside)]
+    assert seconds[0] == pytest.approx(3 * seconds[1])  # the path has no say, the name has
 
 
 def test_another_notebook_has_its_own_parameters(tmp_path: Path) -> None:

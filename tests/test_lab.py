@@ -16,21 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unfool import classifiers
-from unfool import lab as lab_room
+from unfool import attacks, building, classifiers, committed, training
 from unfool.artifacts import Store, artifact_key, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks
-from unfool.defenses import pix2pix
-from unfool.evaluation import AdversarialSet, Record, predict, read_records
-from unfool.figures import bars
-from unfool.lab import (
-    Lab,
+from unfool.committed import (
     commit_purifier,
     commit_weights,
     committed_purifiers,
     committed_weights,
-    find_device,
 )
+from unfool.defenses import pix2pix
+from unfool.evaluation import AdversarialSet, Record, predict, read_records
+from unfool.figures import bars
+from unfool.lab import Lab, find_device
+from unfool.progress import silent
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -82,9 +81,9 @@ def test_a_warm_store_gives_the_bits_of_a_cold_one(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this is in the store")
 
-    monkeypatch.setattr(lab_room.training, "train_classifier", never)
-    monkeypatch.setattr(lab_room.pix2pix, "train", never)
-    monkeypatch.setitem(lab_room.ATTACKS, "fgsm", never)
+    monkeypatch.setattr(training, "train_classifier", never)
+    monkeypatch.setattr(pix2pix, "train", never)
+    monkeypatch.setitem(ATTACKS, "fgsm", never)
     warm = Built(root)
     assert same(warm.bits(), cold.bits())
     one, other = warm.record(), cold.record()
@@ -240,8 +239,8 @@ def test_an_attack_that_was_killed_takes_up_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     wanted = AttackSettings(name, {"target": "random", **settings})
-    monkeypatch.setattr(lab_room.attacks, "SIGN_FAMILY", ())  # as an attack that takes its time
-    monkeypatch.setattr(lab_room, "BLOCK", 7)
+    monkeypatch.setattr(attacks, "SIGN_FAMILY", ())  # as an attack that takes its time
+    monkeypatch.setattr(building, "BLOCK", 7)
     whole = Lab("smoke", store=cold.lab.store).adversarial_set(wanted)
     asked: list[int] = []
 
@@ -260,7 +259,7 @@ def test_an_attack_that_was_killed_takes_up_where_it_was(
     resumed = True
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        lab_room, "shown", lambda _: nullcontext(lambda a, b, _: told.append((a, b)))
+        building, "shown", lambda _: nullcontext(lambda a, b, _: told.append((a, b)))
     )
     taken_up = Lab("smoke", store=copy).adversarial_set(wanted)
     assert asked == [7, 7, 2]
@@ -526,7 +525,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of committed weights: one bfloat16 anet, by its word trained on two data sets."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setattr(lab_room, "WEIGHTS", folder)
+    monkeypatch.setattr(committed, "WEIGHTS", folder)
     net = classifiers.build("anet", (1, 28, 28), seed=3)
     half = {k: v.bfloat16() for k, v in net.state_dict().items()}
     for dataset in ("mnist", "mnist5k"):
@@ -737,7 +736,7 @@ def keyed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append(config)
         return {"key": artifact_key(config), "history": []}
 
-    monkeypatch.setattr(Lab, "_from_store", note)
+    monkeypatch.setattr(building, "_from_store", note)
     return seen
 
 
@@ -812,7 +811,7 @@ def test_a_damaged_block_of_an_attack_is_made_anew(cold: Built, tmp_path: Path) 
     (tmp_path / "checkpoint-0.safetensors").write_bytes(b"half")
     wanted, part = AttackSettings("fgsm", {"eps": 0.15}), cold.lab.data.test.first(4)
     with pytest.warns(UserWarning, match="is damaged"):
-        made = cold.lab._attack(cold.net, wanted, part, tmp_path, lambda *_: None)
+        made = building.attacked(cold.lab, cold.net, wanted, part, tmp_path, silent)
     assert torch.equal(made["x_adv"], cold.adversarial.x_adv[:4])
 
 

@@ -11,7 +11,6 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
-from unfool import lab as lab_room
 from unfool.artifacts import Store
 from unfool.defenses import MagNet, magnet
 from unfool.defenses.magnet import Settings, autoencoders, divergence, thresholds, train
@@ -269,7 +268,7 @@ def test_the_lab_trains_once_for_all_shares(
         patch.setattr(lab, "classifier", never)  # grey images ask no classifier
         usual = lab.defense("magnet")
     assert isinstance(usual, MagNet)
-    monkeypatch.setattr(lab_room.magnet, "train", never)
+    monkeypatch.setattr(magnet, "train", never)
     strict = lab.defense("magnet", false_positives=0.05)
     assert equal(state(usual.nets), state(strict.nets))
     refused = [int(d.rejects(lab.data.validation.images).sum()) for d in (usual, strict)]

@@ -13,10 +13,11 @@ import pytest
 from unfool import classifiers
 from unfool.artifacts import REPO, Store
 from unfool.attacks import AttackSettings, paper_attacks
+from unfool.committed import committed_weights
 from unfool.datasets import NAMES
 from unfool.defenses import DEFENSES
 from unfool.evaluation import read_records
-from unfool.lab import Lab, committed_weights
+from unfool.lab import Lab
 from unfool.profiles import PROFILES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def test_crash_leaves_the_old_file_whole(
         raise OSError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(workspace.os, "replace", crash)
+        patch.setattr(os, "replace", crash)
         with pytest.raises(OSError, match="stopped"):
             sync(source, work)
     assert texts(work) == before  # and no scratch file is left

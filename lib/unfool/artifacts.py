@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,11 +28,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unfool.files import PART, replacing, write_text
 from unfool.progress import Progress, silent
 
 REPO = Path(__file__).resolve().parents[2]
 SCRATCH = "checkpoint"  # files of a builder whose name starts so are its own and are not sealed
-PART = ".part"  # ends the temporary name of a file that is being written
 PRIVATE = ".tmp*"  # what safetensors writes into first, before it takes the name that it was given
 SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
@@ -198,18 +197,13 @@ def sha256_of(path: Path) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata as one safetensors file, all of it or nothing."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = _temporary(path)
     try:
-        save_file(plain, temporary, metadata={"json": json.dumps(metadata)})
-        _open_to_readers(temporary)  # it has put a private file of its own in this place
-        _flush(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(plain, temporary, metadata={"json": json.dumps(metadata)})
     except SafetensorError as error:  # its way of saying that, say, the disk is full
         full = re.search(r"No space left|os error (28|112)\b", str(error))
         number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, f"{path} could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -251,37 +245,6 @@ def load_weights(module: torch.nn.Module, path: Path) -> dict[str, Any]:
     tensors, metadata = load_tensors(path)
     module.load_state_dict(tensors)
     return metadata
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it into place."""
-    temporary = _temporary(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
-    os.close(handle)
-    _open_to_readers(Path(name))  # mkstemp makes a private file
-    return Path(name)
-
-
-def _flush(path: Path) -> None:
-    """Wait until the file is on the disk: a loss of power must not leave its new name empty."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _open_to_readers(path: Path) -> None:
-    """Give the file the rights of an ordinary one: a store may be shared."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def _describe(path: Path) -> dict[str, Any]:

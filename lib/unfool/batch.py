@@ -30,8 +30,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from unfool.files import write_text
 from unfool.grids import KINDS, Job, dump, grid_path, load, makespan, plan
-from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError, write_text
+from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError
 from unfool.report import joined, read_records, skipped_lines
 
 WORKFLOW = REPO / "workflow"

@@ -28,7 +28,8 @@ from unfool.artifacts import load_tensors, load_weights, save_tensors
 from unfool.attacks import AttackSettings, pgd
 from unfool.defenses import pix2pix
 from unfool.evaluation import predict
-from unfool.notebooks import KERNELSPEC, LANGUAGE_INFO, UsageError, write, write_text
+from unfool.files import write_text
+from unfool.notebooks import KERNELSPEC, LANGUAGE_INFO, UsageError, write
 from unfool.threats import told
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from unfool.files import write_text
 from unfool.notebooks import (
     KERNELSPEC,
     LANGUAGE_INFO,
@@ -29,7 +30,6 @@ from unfool.notebooks import (
     clean,
     execute,
     write,
-    write_text,
 )
 
 SOLUTIONS = REPO / "solutions"

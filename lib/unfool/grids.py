@@ -250,9 +250,9 @@ def _experiment(notebook: Path, given: Mapping[str, Any], known: Mapping[str, An
 def _check(own: Mapping[str, Any]) -> None:
     """Refuse names that nothing bears, and settings that the defence does not have."""
     from unfool.classifiers import CLASSIFIERS
+    from unfool.committed import committed_weights
     from unfool.datasets import NAMES
     from unfool.defenses import DEFENSES
-    from unfool.lab import committed_weights
 
     if not str(own["dataset"]).startswith("folder:"):
         _known("data set", own["dataset"], NAMES)
@@ -353,7 +353,7 @@ def _with_shared(experiments: list[Job]) -> dict[str, Job]:
 
 def _ships(job: Job) -> bool:
     """Whether it is committed weights, which nobody has to train."""
-    from unfool.lab import committed_weights
+    from unfool.committed import committed_weights
 
     return job.kind == "classifier" and job.parameters["classifier"] in committed_weights()
 
@@ -459,7 +459,8 @@ def _work(kind: str, own: Mapping[str, Any]) -> float:
     factor = float(costs["network"].get(network, 1.0))
     if kind == "classifier":
         seen = min(images, profile.classifier_images or images)
-        epochs = profile.classifier_epochs * recipe_for(network, own["dataset"]).longer
+        name = Path(own["dataset"]).name  # as in `Lab`: what a folder lies in does not count
+        epochs = profile.classifier_epochs * recipe_for(network, name).longer
         return float(costs["training_pass"]) * factor * seen * epochs
     if kind == "adversarial":
         count = min(images, profile.images(own["attack"], own["split"]))

@@ -18,7 +18,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from unfool.files import write_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -448,17 +449,3 @@ def write(nb: NotebookNode, path: Path) -> None:
 
     nbformat.validate(nb)
     write_text(path, nbformat.writes(nb) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under another name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -17,9 +17,10 @@ from torch import Tensor
 from unfool.attacks import AttackSettings
 from unfool.evaluation import Record, append_record, append_rows, paired_difference, wilson
 from unfool.figures import Figure, lines
-from unfool.lab import Lab, git_commit, records_path, versions
-from unfool.notebooks import write_text
+from unfool.files import write_text
+from unfool.lab import Lab, records_path
 from unfool.own import Case, Judgement, judge, one_line
+from unfool.provenance import git_commit, versions
 from unfool.report import escaped, facts_html, page, results_html, results_table, table_html
 
 WORST = "worst of all"

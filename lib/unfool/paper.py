@@ -18,10 +18,11 @@ from types import MappingProxyType
 from typing import Any
 
 from unfool import attacker_tables, figures, multiverse
-from unfool.artifacts import REPO, write_text
+from unfool.artifacts import REPO
 from unfool.attacks import paper_attacks
 from unfool.evaluation import Record, read_rows, read_sound_records, reproduced
 from unfool.figures import Figure
+from unfool.files import write_text
 from unfool.profiles import PROFILES
 from unfool.report import markdown_table, page, skipped_html, table_html
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import nbformat
 from nbformat import NotebookNode
 
+from unfool.files import write_text
 from unfool.notebooks import (
     REPO,
     Result,
@@ -35,7 +36,6 @@ from unfool.notebooks import (
     find,
     validate_parameters,
     write,
-    write_text,
 )
 from unfool.report import as_text, build, joined, read_records, results_table, skipped_lines
 

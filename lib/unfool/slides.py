@@ -14,7 +14,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-from unfool.notebooks import UsageError, find, outputs, write_text
+from unfool.files import write_text
+from unfool.notebooks import UsageError, find, outputs
 from unfool.report import Formulas, notebook_style, title_of
 
 TAG = "slide"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from unfool.files import write_bytes, write_text
 
 FOLDERS = ("notebooks", "exercises")
 RECORD = ".handed-out.json"
@@ -36,7 +36,7 @@ def sync(source: Path, work: Path) -> list[str]:
         lines += [line] if line else []
         kept += is_kept
     text = json.dumps(handed, indent=1, sort_keys=True) + "\n"
-    _write(work / RECORD, text.encode())
+    write_text(work / RECORD, text)
     total = f"{len(lines)} change{'s' if len(lines) > 1 else ''}" if lines else "up to date"
     yours = f"; kept as you changed them: {kept}" if kept else ""
     return [*lines, f"{work}: {total}{yours}"]
@@ -49,7 +49,7 @@ def _hand_out(new: bytes, name: str, work: Path, handed: Handed) -> tuple[str, b
         handed[name] = latest
         return "", False
     if have is None or have == before:
-        _write(work / name, new)
+        write_bytes(work / name, new)
         handed[name] = latest
         return f"{'new     ' if have is None else 'updated '} {name}", False
     if latest == before:
@@ -66,7 +66,7 @@ def _put_beside(new: bytes, name: str, work: Path, handed: Handed) -> str:
     while _sha256_of(work / beside) not in (None, handed.get(beside.as_posix()), _sha256(new)):
         number += 1
         beside = path.with_name(f"{path.stem}.new{number}{path.suffix}")
-    _write(work / beside, new)
+    write_bytes(work / beside, new)
     handed[beside.as_posix()] = _sha256(new)
     return beside.name
 
@@ -96,17 +96,3 @@ def _sha256(content: bytes) -> str:
 
 def _sha256_of(path: Path) -> str | None:
     return _sha256(path.read_bytes()) if path.is_file() else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o644)  # mkstemp's are private
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfool.artifacts import write_text
+from unfool.files import write_text
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]

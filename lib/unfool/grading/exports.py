@@ -15,7 +15,7 @@ from typing import Any
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.plugins import ExportPlugin
 
-from unfool.notebooks import write_text
+from unfool.files import write_text
 
 
 class _Table(ExportPlugin):

@@ -35,10 +35,11 @@ from nbgrader.utils import setenv
 from traitlets.config import Config
 
 from unfool.exercises import CODE_STUB, TEACHERS, TEXT_STUB
+from unfool.files import write_text
 from unfool.grading.exports import Canvas, Moodle
 from unfool.grading.sandbox import Report
 from unfool.grading.submissions import locked
-from unfool.notebooks import write, write_text
+from unfool.notebooks import write
 from unfool.report import without_network
 
 LOG = logging.getLogger("unfool.grading")

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from nbformat import NotebookNode
 
 from unfool.exercises import SOLUTIONS, sources
+from unfool.files import write_text
 from unfool.grading.gradebook import Book
 from unfool.grading.sandbox import Limits, Report, judge, namespaces
 from unfool.grading.submissions import (
@@ -26,7 +27,7 @@ from unfool.grading.submissions import (
     mend,
     read,
 )
-from unfool.notebooks import REPO, UsageError, write_text
+from unfool.notebooks import REPO, UsageError
 
 OUT = REPO / "work" / "grading"
 
