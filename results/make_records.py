@@ -221,6 +221,13 @@ def desk_crossed() -> Iterator[Case]:
     yield from crossed("mnist", "anet-mnist", "bnet-mnist", "desk", beside)
 
 
+def desk_curves() -> Iterator[Case]:
+    """Figure 9's first half on full MNIST: Anet's images, every epoch of Bnet's purifier."""
+    a, b = "anet-mnist", "bnet-mnist"
+    for epoch in range(1, PROFILES["desk"].purifier.epochs):  # the last is in desk-table4
+        yield Case("mnist", a, "pix2pix", {"after": epoch}, "desk", made_on=a, trained_for=b)
+
+
 def desk_magnet() -> Iterator[Case]:
     """MagNet on full MNIST: what it refuses, of attacks and of all 10,000 clean test images.
 
@@ -277,7 +284,7 @@ FILES: dict[str, Callable[[], Iterator[Case]]] = {
     "colour-crossed": colour_crossed,
     "transfer": transfer, "transfer-curves": transfer_curves, "unseen": unseen,
     "strengths": strengths, "rivals": rivals, "rivals-unseen": rivals_unseen, "table6": table6,
-    "desk-table2": desk, "desk-table4": desk_crossed,
+    "desk-table2": desk, "desk-table4": desk_crossed, "desk-figure9": desk_curves,
     "desk-magnet": desk_magnet, "desk-defense-gan": desk_defense_gan, "cifar": cifar,
 }  # fmt: skip
 
