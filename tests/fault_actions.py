@@ -13,6 +13,7 @@ import torch
 
 from unfool import batch
 from unfool.artifacts import REPO, Store, save_tensors, sha256_of, write_text
+from unfool.disk import told_if_full
 from unfool.evaluation import Record, append_record, read_sound_records
 from unfool.grids import Job, dump
 from unfool.lab import Lab
@@ -45,7 +46,8 @@ def records(root: Path) -> None:
 def job(root: Path) -> None:
     """One experiment of the batch, its notebook replaced by what it leaves."""
     name = "experiment-0"
-    write_text(root / "plan.json", dump([Job(name, "experiment", "90", {}, records=3)]))
+    with told_if_full(root, batch.AGAIN_WHEN_FREE):  # as `batch.run` does
+        write_text(root / "plan.json", dump([Job(name, "experiment", "90", {}, records=3)]))
 
     def papermill(path: Path, output: Path, parameters: dict[str, Any]) -> None:
         write_text(output, "{}")
