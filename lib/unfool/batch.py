@@ -16,6 +16,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import logging
 import os
 import re
 import select
@@ -228,6 +229,8 @@ def run(
         with told_if_full(out, AGAIN_WHEN_FREE):
             out.mkdir(parents=True, exist_ok=True)
         with told_if_full(out, AGAIN_WHEN_FREE), FileLock(out / ".lock", timeout=0):
+            if is_full(out):
+                raise full(out, AGAIN_WHEN_FREE)
             write_text(out / "plan.json", dump(jobs))
             again = {
                 "grid": str(grid_path(grid)),
@@ -303,6 +306,7 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
         command += ["--default-resources", f"slurm_partition={partition}"] if partition else []
     elif cores:
         command += ["--cores", str(cores)]
+    logging.raiseExceptions = False  # its log on a full disk: no traceback for each line of it
     # It exits in any case; a signal before its jobs begin comes out as it is, and was heard.
     with suppress(SystemExit, KeyboardInterrupt):
         import snakemake.cli
