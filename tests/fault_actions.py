@@ -39,7 +39,7 @@ def records(root: Path) -> None:
     for line in LINES:
         there = read_sound_records(path)[0] if path.exists() else []
         record = Record(**json.loads(line))
-        if record.seed not in [r.seed for r in there]:
+        if (record.classifier, record.defense) not in [(r.classifier, r.defense) for r in there]:
             append_record(record, path)
 
 
