@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from unfool import classifiers, training
 from unfool.artifacts import REPO, load_tensors, save_tensors
-from unfool.attacks import deepfool, fgsm, paper_attacks, pgd
+from unfool.attacks import VERSIONS, deepfool, fgsm, paper_attacks, pgd
 from unfool.defenses import ape_gan, denoiser, magnet, pix2pix
 from unfool.evaluation import append_rows, defended, predict, rows_about, wilson
 from unfool.lab import Lab
@@ -34,6 +35,7 @@ from unfool.threats import k50
 PATH = REPO / "results" / "knowledge.jsonl"
 EPS, STEPS = (0.15, 0.2, 0.3), 40
 DEFENDER = 0  # its seed
+TAUGHT = paper_attacks("mnist5k")[:2]  # FGSM and DeepFool: what defences learn from
 Settings = Any  # of `pix2pix`, `ape_gan`, `denoiser` or `magnet`: a frozen dataclass
 
 
@@ -117,7 +119,7 @@ class Bench:
         self.test = self.lab.data.test.first(self.sizes.test)
 
     def _attacked(self, x: Tensor, y: Tensor) -> Half:
-        step, crossing = (attack.settings for attack in paper_attacks("mnist5k")[:2])
+        step, crossing = (attack.settings for attack in TAUGHT)
         quarter = len(x) // 4
         crossed = deepfool(self.net, x[:quarter], y[:quarter], **crossing)
         before, after = predict(self.net, x[:quarter]), predict(self.net, crossed)
@@ -153,7 +155,8 @@ class Bench:
         config = whose | {
             "name": f"{whose['name']}-anet-mnist5k", "settings": asdict(settings),
             "fingerprint": self.lab.data.fingerprint, "profile": self.lab.profile.name,
-            "sizes": learning(self.sizes), "version": MODULES[defense].VERSION,
+            "sizes": learning(self.sizes), "version": made_by(defense),
+            "attacks": [asdict(attack) for attack in TAUGHT],
         }  # fmt: skip
 
         def build(folder: Path) -> None:
@@ -170,6 +173,13 @@ class Bench:
 MODULES: dict[str, Any] = {
     "pix2pix": pix2pix, "ape_gan": ape_gan, "denoiser": denoiser, "magnet": magnet,
 }  # fmt: skip
+
+
+def made_by(defense: str) -> list[int]:
+    """Return the versions of all that decides what is learned, and of PGD, which attacks it."""
+    parts = (MODULES[defense], pix2pix, classifiers, training)  # pix2pix: others take its parts
+    names = (*(attack.name for attack in TAUGHT), "pgd")
+    return [part.VERSION for part in parts] + [VERSIONS[name] for name in names]
 
 
 def learning(sizes: Sizes) -> dict[str, int]:
@@ -234,7 +244,11 @@ def main() -> None:
 
 
 def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None:
-    """Append the row of a case and an eps if the file does not have it yet."""
+    """Append the row of a case and an eps if the file does not have it yet.
+
+    Raises:
+        ValueError: it has one, made by other versions. A row that names none is taken as it is.
+    """
     lab, settings = bench.lab, usual(bench.lab, case.defense)
     design = replace(settings, **dict(case.changes))
     about = {
@@ -245,9 +259,16 @@ def measure(bench: Bench, case: Case, seed: int, eps: float, path: Path) -> None
         "width": getattr(design, "width", None), "skips": getattr(design, "skips", None),
         "changes": dict(case.changes), "eps": eps,
     }  # fmt: skip
-    if rows_about(path, about):
+    now = made_by(case.defense)
+    there = rows_about(path, about)
+    if any(row.get("made_by", now) != now for row in there):
+        raise ValueError(
+            f"{path} has a row of {case}, seed {seed}, eps {eps} by other versions than "
+            f"{now}: delete the rows of {case.defense}, and run this again"
+        )
+    if there:
         return
-    row = about | result(bench, case, seed, eps)
+    row = about | result(bench, case, seed, eps) | {"made_by": now}
     row |= {"settings": asdict(settings), "versions": versions(), "git": git_commit()}
     append_rows([row], path)
     print(f"{case} seed {seed} eps {eps}: {row['accuracy']:.1%} right", flush=True)

@@ -13,6 +13,7 @@ import torch
 
 from unfool import batch
 from unfool.artifacts import REPO, Store, save_tensors, sha256_of
+from unfool.disk import told_if_full
 from unfool.evaluation import Record, append_record, read_sound_records
 from unfool.files import write_text
 from unfool.grids import Job, dump
@@ -39,14 +40,15 @@ def records(root: Path) -> None:
     for line in LINES:
         there = read_sound_records(path)[0] if path.exists() else []
         record = Record(**json.loads(line))
-        if record.seed not in [r.seed for r in there]:
+        if (record.classifier, record.defense) not in [(r.classifier, r.defense) for r in there]:
             append_record(record, path)
 
 
 def job(root: Path) -> None:
     """One experiment of the batch, its notebook replaced by what it leaves."""
     name = "experiment-0"
-    write_text(root / "plan.json", dump([Job(name, "experiment", "90", {}, records=3)]))
+    with told_if_full(root, batch.AGAIN_WHEN_FREE):  # as `batch.run` does
+        write_text(root / "plan.json", dump([Job(name, "experiment", "90", {}, records=3)]))
 
     def papermill(path: Path, output: Path, parameters: dict[str, Any]) -> None:
         write_text(output, "{}")

@@ -22,7 +22,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 import fault_actions
+from test_faults import tmpfs
 from unfool import batch, grids
+from unfool.disk import DiskFullError
 from unfool.evaluation import Record, read_records
 from unfool.lab import Lab
 from unfool.notebooks import REPO, UsageError
@@ -42,13 +44,13 @@ def grid(tmp_path: Path) -> Path:
     return path
 
 
-def start(grid: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(grid: Path, out: Path, *more: str, said: Path | None = None) -> subprocess.Popen[str]:
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "unfool", "batch", str(grid), "--out", str(out), *more]
     paths = os.pathsep.join([str(REPO / "lib"), os.environ.get("PYTHONPATH", "")])
-    with (out / "said.txt").open("a") as said:
+    with (said or out / "said.txt").open("a") as file:
         return subprocess.Popen(
-            command, stdout=said, stderr=said, text=True, env={**os.environ, "PYTHONPATH": paths}
+            command, stdout=file, stderr=file, text=True, env={**os.environ, "PYTHONPATH": paths}
         )
 
 
@@ -366,6 +368,82 @@ def test_the_smoke_grid_is_killed_five_times(tmp_path: Path) -> None:
         master.wait()
     assert start(Path("smoke"), out).wait(1800) == 0
     assert problems(out) == []
+
+
+# --- the grid on a full disk ---------------------------------------------------------------------
+
+
+def room(disk: Path, pages: int) -> None:
+    """Leave so many pages on a small disk."""
+    stat = os.statvfs(disk)
+    size = (stat.f_blocks - stat.f_bfree + pages) * stat.f_bsize
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("when", "pages"),
+    [
+        ("begun", 2),
+        *(
+            pytest.param(when, pages, marks=pytest.mark.long)
+            for when, pages in (("begun", 0), ("begun", 9), ("planned", 0), ("planned", 3))
+        ),
+    ],
+)
+def test_a_disk_that_fills_up_while_a_grid_runs(
+    when: str, pages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Its experiment or, before it begins, Snakemake is left with so many pages of 4 kB."""
+    monkeypatch.setenv("UNFOOL_STORE", str(tmp_path / "store"))
+    grid, said = tmp_path / "one.yaml", tmp_path / "said.txt"
+    grid.write_text("rows: [{profile: smoke, attacks: [fgsm], defense: none}]\n")
+    *shared, experiment = grids.plan(grid)
+    with tmpfs(tmp_path / "disk", "16m") as disk:
+        out = disk / "out"
+        out.mkdir()
+        (out / "plan.json").write_text(grids.dump([*shared, experiment]))
+        for job in shared:
+            batch.one(job.name, out)
+        before = finished(out)
+        assert len(before) == len(shared)
+        master = start(grid, out, said=said)
+        begun = {
+            "planned": (out / "again.json").exists,
+            "begun": lambda: history(out, "begun")[experiment.name] == 1,
+        }[when]
+        until(begun, master)
+        room(disk, pages)
+        assert master.wait(LIMIT) == 2, said.read_text()
+        *_, count, last = said.read_text().splitlines()
+        assert count.startswith("2 of 3 jobs done, ")
+        assert last.startswith(f"unfool: the disk under {out} is full; free some, then give the")
+        assert "Traceback" not in said.read_text()
+        assert finished(out) == before
+        assert not list((out / "pages").glob("[!.]*"))
+        room(disk, 1000)
+        assert start(grid, out, said=said).wait(LIMIT) == 0, said.read_text()
+        assert problems(out) == []
+        assert {name: history(out, "begun")[name] for name in before} == before
+        (record,) = read_records(out / "records.jsonl")
+    lab = Lab("smoke")
+    assert record.id == lab.evaluate(None, lab.adversarial_set("fgsm")).id
+
+
+def test_a_batch_on_a_full_disk_says_so_and_begins_nothing(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    ran: list[int] = []
+    monkeypatch.setattr(batch, "_snakemake", lambda *_: ran.append(1))
+    with tmpfs(tmp_path / "disk", "1m") as disk:
+        room(disk, 3)  # a plan would find room
+        with pytest.raises(DiskFullError, match=f"the disk under {disk}/out is full; free some"):
+            batch.run(str(grid), out=disk / "out", say=said.append)
+        assert (ran, said) == ([], [])
+        room(disk, 200)  # the control
+        assert batch.run(str(grid), out=disk / "out", say=said.append) == 1
+        assert ran == [1]
+        assert "0 of 6 jobs done, 0 FAILED, 6 not begun" in said[1]
 
 
 # --- the grid, killed by the clock ----------------------------------------------------------------

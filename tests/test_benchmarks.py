@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import attacks, measure, peers, scoring
+from benchmarks import attacks, measure, overhead, peers, scoring
+from benchmarks.overhead import Spent
 from benchmarks.scoring import Row, Side
 from unfool.artifacts import REPO
+from unfool.grids import Job, dump, plan
 
 HERE = "mnist5k"
 
@@ -534,3 +537,91 @@ def test_memory_is_measured_in_a_fresh_process(monkeypatch: pytest.MonkeyPatch) 
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="Killed")
     monkeypatch.setattr(measure.subprocess, "run", lambda *_, **__: failed)
     assert measure.memory(real, "fgsm", "unfool", 64) is None
+
+
+# --- what a job costs beside its work -------------------------------------------------------------
+
+
+def seconds(clock: float) -> Spent:
+    return Spent(clock, clock / 2)
+
+
+def test_overhead_by_hand() -> None:
+    """Two shared jobs of 7 s and two experiments of 9 s, 2 of them papermill's, in 41 s."""
+    jobs = [Job(name, "experiment", "90_experiment", {}) for name in "abcd"]
+    runs = overhead.Runs(
+        imports=seconds(3), bare={name: seconds(7) for name in "cd"},
+        alone={name: seconds(7 if name in "ab" else 9) for name in "abcd"},
+        batch=seconds(41), nothing=seconds(5),
+    )  # fmt: skip
+    found = overhead.parts(jobs, runs)
+    assert list(found.values()) == [seconds(s) for s in (4, 3, 2, 1, 2, 5)]
+    lines = overhead.table(jobs, runs).splitlines()
+    assert "| papermill and its kernel, an experiment | 2.0 | 1.0 |" in lines
+    assert "4 jobs, 2 of them experiments" in lines[-1]
+    assert "take 2.0 s a job; at most 3 were wanted" in lines[-1]
+
+
+def test_overhead_does_the_same_jobs_in_each_of_its_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, str]] = []
+
+    def spent(command: list[str], folder: Path) -> Spent:
+        ran.append((folder.name, command[-1] if folder.name != "batch" else command[3]))
+        return seconds(len(ran))
+
+    monkeypatch.setattr(overhead, "spent", spent)
+    assert overhead.main(["--out", str(tmp_path / "table.md")]) == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text("utf-8") == said
+    assert "4 jobs, 2 of them experiments" in said
+    assert "The machine's load was" in said
+    alone = [name for where, name in ran if where == "alone"]
+    bare = [name for where, name in ran if where == "bare"]
+    assert len(alone) == 4
+    assert [name.split("'")[-2] for name in bare] == alone[2:]  # the experiments come last
+    assert [name for where, name in ran if where == "batch"] == ["batch", "batch"]
+    assert sum(name == overhead.IMPORT for _, name in ran) == 4
+
+
+def test_overhead_answers_misuse_and_tells_of_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert overhead.main(["--grid", "tabel2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("overhead: unknown grid 'tabel2': there are ")
+    assert len(error.splitlines()) == 1
+    lessons = tmp_path / "lessons.yaml"
+    lessons.write_text("notebook: 01_classifier\nrows: [{profile: smoke}]\n")
+    assert overhead.main(["--grid", str(lessons)]) == 2
+    assert "runs lessons: give one of the batch's unit" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        overhead.main(["--help"])
+    assert "--grid" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"failed:\n(.*\n)*ValueError: why"):
+        overhead.spent([sys.executable, "-c", "raise ValueError('why')"], tmp_path)
+
+
+def test_overhead_counts_what_children_take(tmp_path: Path) -> None:
+    work = "x = 0\nwhile x < 3_000_000: x += 1"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}], check=True)"
+    idle, busy = (
+        overhead.spent([sys.executable, "-c", code], tmp_path) for code in ("", child)
+    )  # fmt: skip
+    assert 0 < idle.processor < busy.processor
+    assert busy.clock > 0
+
+
+def test_overhead_runs_the_notebook_as_the_batch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Its cells without papermill leave the record that an experiment has to leave."""
+    grid, left = tmp_path / "grid.yaml", tmp_path / "records.jsonl"
+    grid.write_text("rows: [{profile: smoke, attacks: [fgsm], defense: threshold, seed: 1}]\n")
+    jobs = plan(grid)
+    (tmp_path / "plan.json").write_text(dump(jobs))
+    monkeypatch.setenv("UNFOOL_RECORDS", str(left))
+    overhead.bare(tmp_path / "plan.json", jobs[-1].name)
+    (record,) = [json.loads(line) for line in left.read_text("utf-8").splitlines()]
+    assert [record[k] for k in ("attack", "defense", "seed")] == ["fgsm", "threshold", 1]

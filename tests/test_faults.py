@@ -178,6 +178,26 @@ def test_a_full_disk_is_told_and_what_was_begun_is_taken_up(tmp_path: Path) -> N
         ]  # fmt: skip
 
 
+def test_a_disk_that_is_full_at_any_page_or_file(tmp_path: Path) -> None:
+    """Of an artifact, of records, of a job; the control is a writer that is careless."""
+    wanted = ("artifact", "records", "job", "careless")
+    with tmpfs(tmp_path / "disk", "64m") as disk:
+        script = Path(__file__).with_name("full_everywhere.py")
+        done = subprocess.run(
+            [sys.executable, str(script), str(disk), *wanted], capture_output=True, text=True,
+            env={**environment(), "UNFOOL_STORE": str(disk / "root" / "store")}, check=False,
+        )  # fmt: skip
+    print(done.stderr[-5000:])
+    found = json.loads(done.stdout)
+    assert list(found) == list(wanted)
+    for name in wanted[:-1]:
+        times, faults = found[name]
+        assert faults == []
+        assert times >= 3
+    assert any("instead of" in fault for fault in found["careless"][1])
+    assert any("said OSError" in fault for fault in found["careless"][1])
+
+
 def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
     """Even by root, on a disk that is mounted so."""
     with tmpfs(tmp_path / "disk", "4m") as disk:

@@ -124,6 +124,33 @@ def test_a_run_that_was_stopped_goes_on(made: ModuleType, bench: Any, tmp_path: 
     assert made.halved(path, "pix2pix", 1, 0.15, images) == told  # of these images alone
 
 
+def test_what_other_versions_made_is_not_taken_for_ours(
+    made: ModuleType, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a defence in the store nor a row; a row that names no versions is from before."""
+
+    def kept() -> int:
+        return len(list((bench.lab.store.root / "purifier").iterdir()))
+
+    path, case = tmp_path / "some.jsonl", made.Case("pix2pix", "surrogate", 12)
+    made.measure(bench, case, 1, 0.15, path)
+    first, before = path.read_text("utf-8"), kept()
+    made.measure(bench, case, 1, 0.15, path)
+    bench.surrogate(case, 1)
+    assert (path.read_text("utf-8"), kept()) == (first, before)  # the control
+    monkeypatch.setitem(made.VERSIONS, "deepfool", 99)
+    bench.surrogate(case, 1)
+    assert kept() == before + 1
+    with pytest.raises(ValueError, match=r"by other versions than .*99.*delete the rows of pix2pi"):
+        made.measure(bench, case, 1, 0.15, path)
+    (row,) = read_rows(path)
+    row.pop("made_by")
+    old = tmp_path / "old.jsonl"
+    append_rows([row], old)
+    made.measure(bench, case, 1, 0.15, old)
+    assert len(read_rows(old)) == 1
+
+
 @pytest.mark.parametrize("defense", ["ape_gan", "denoiser", "magnet"])
 def test_other_defences_are_trained_too(made: ModuleType, bench: Any, defense: str) -> None:
     row = made.result(bench, made.Case(defense, "surrogate", 8), 0, 0.15)

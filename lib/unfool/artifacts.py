@@ -28,12 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unfool.disk import FULL, DiskFullError, full, told_if_full
 from unfool.files import PART, replacing, write_text
 from unfool.progress import Progress, silent
 
 REPO = Path(__file__).resolve().parents[2]
 SCRATCH = "checkpoint"  # files of a builder whose name starts so are its own and are not sealed
 PRIVATE = ".tmp*"  # what safetensors writes into first, before it takes the name that it was given
+ELSEWHERE = "or set UNFOOL_STORE to a folder on another disk (what was begun is taken up again)"
 SPARE_BYTES = 50_000_000  # left free beside what a builder says that it needs
 
 
@@ -107,7 +109,7 @@ class Store:
         for left in (f".*{PART}", PRIVATE, "manifest.json"):
             for path in workshop.glob(left):
                 path.unlink()
-        try:
+        with told_if_full(self.root, ELSEWHERE):
             build(workshop)
             for path in workshop.glob(f"{SCRATCH}*"):
                 path.unlink()
@@ -118,10 +120,6 @@ class Store:
             )
             (self.root / kind).mkdir(parents=True, exist_ok=True)
             workshop.rename(self.root / kind / key)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:  # say, a data file that the builder misses
-                raise
-            raise _explained(error, self.root) from error
         self._verified.add(self.root / kind / key)
 
     def _sealed(self, folder: Path) -> bool:
@@ -172,11 +170,10 @@ class Store:
     def _check_room(self, needs_bytes: int) -> None:
         free = shutil.disk_usage(self.root).free
         if needs_bytes and free < needs_bytes + SPARE_BYTES:
-            raise OSError(
-                errno.ENOSPC,
+            raise DiskFullError(
                 f"too little disk under {self.root}: {needs_bytes / 1e6:.0f} MB are needed and "
                 f"{free / 1e6:.0f} MB are free; free some, or set UNFOOL_STORE to a folder "
-                "on another disk",
+                "on another disk"
             )
 
 
@@ -201,7 +198,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         with replacing(path) as temporary:
             save_file(plain, temporary, metadata={"json": json.dumps(metadata)})
     except SafetensorError as error:  # its way of saying that, say, the disk is full
-        full = re.search(r"No space left|os error (28|112)\b", str(error))
+        full = re.search(r"No space left|os error (28|112|122)\b", str(error))
         number = errno.ENOSPC if full else errno.EIO
         raise OSError(number, f"{path} could not be written: {error}") from error
 
@@ -276,12 +273,8 @@ class _locked:
 
 def _explained(error: OSError, root: Path) -> OSError:
     """Return the error with what to do about it."""
-    if error.errno == errno.ENOSPC:
-        return OSError(
-            errno.ENOSPC,
-            f"the disk under {root} is full; free some, or set UNFOOL_STORE to a folder on "
-            "another disk (what was begun is taken up again)",
-        )
+    if error.errno in FULL:
+        return full(root, ELSEWHERE)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
         return PermissionError(
             error.errno,

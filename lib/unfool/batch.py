@@ -16,6 +16,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import logging
 import os
 import re
 import select
@@ -30,6 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from unfool.disk import append, full, is_full, told_if_full
 from unfool.files import write_text
 from unfool.grids import KINDS, Job, dump, grid_path, load, makespan, plan
 from unfool.notebooks import LESSONS, NEVER_STARTED, REPO, UsageError
@@ -40,6 +42,7 @@ OUT = REPO / "build" / "batch"
 WAIT_FOR_SLURM = 60.0  # seconds that cancelled jobs get to end
 POLL = 0.25  # seconds between two looks at a job's memory
 AGAIN = 1.0  # seconds until jobs that began after a signal are ended, too
+AGAIN_WHEN_FREE = "then give the same command again (what is done stays)"
 STOPPED = 130  # exit status, as a shell has it after Ctrl-C
 Say = Callable[[str], None]
 
@@ -56,13 +59,14 @@ def one(name: str, folder: Path) -> None:
     from filelock import FileLock
 
     job = load(folder / "plan.json")[name]
-    (folder / "locks").mkdir(exist_ok=True)
-    with FileLock(folder / "locks" / f"{name}.lock"):
-        if not result_of(job, folder).exists():
-            _note(folder, name, "begun")
-            _experiment(job, folder) if job.kind == "experiment" else _build(job, folder)
-            _note(folder, name, "ended")
-    write_text(folder / "done" / job.kind / name, "")
+    with told_if_full(folder, AGAIN_WHEN_FREE):
+        (folder / "locks").mkdir(exist_ok=True)
+        with FileLock(folder / "locks" / f"{name}.lock"):
+            if not result_of(job, folder).exists():
+                _note(folder, name, "begun")
+                _experiment(job, folder) if job.kind == "experiment" else _build(job, folder)
+                _note(folder, name, "ended")
+        write_text(folder / "done" / job.kind / name, "")
 
 
 def process(name: str, folder: Path) -> None:
@@ -115,8 +119,7 @@ def result_of(job: Job, folder: Path) -> Path:
 def _note(folder: Path, name: str, what: str) -> None:
     """Append a line to history.tsv: what was begun and ended, when, by whom."""
     line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}\t{name}\t{what}\t{os.getpid()}\n"
-    with (folder / "history.tsv").open("a", encoding="utf-8") as file:
-        file.write(line)
+    append(folder / "history.tsv", line)
 
 
 def _build(job: Job, folder: Path) -> None:
@@ -211,6 +214,7 @@ def run(
     Raises:
         UsageError: a fault in the grid, an unknown profile or partition, or another batch that is
             at work in the same folder.
+        DiskFullError: the disk of the run's folder is full; what is done stays.
     """
     from filelock import FileLock, Timeout
 
@@ -222,9 +226,12 @@ def run(
         return 0
     if profile == "slurm":
         _check_partition(partition)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".lock", timeout=0):
+        with told_if_full(out, AGAIN_WHEN_FREE):
+            out.mkdir(parents=True, exist_ok=True)
+        with told_if_full(out, AGAIN_WHEN_FREE), FileLock(out / ".lock", timeout=0):
+            if is_full(out):
+                raise full(out, AGAIN_WHEN_FREE)
             write_text(out / "plan.json", dump(jobs))
             again = {
                 "grid": str(grid_path(grid)),
@@ -300,6 +307,7 @@ def _snakemake(out: Path, profile: str, cores: int | None, partition: str) -> No
         command += ["--default-resources", f"slurm_partition={partition}"] if partition else []
     elif cores:
         command += ["--cores", str(cores)]
+    logging.raiseExceptions = False  # its log on a full disk: no traceback for each line of it
     # It exits in any case; a signal before its jobs begin comes out as it is, and was heard.
     with suppress(SystemExit, KeyboardInterrupt):
         import snakemake.cli
@@ -360,18 +368,23 @@ def _stopped(jobs: Sequence[Job], out: Path, say: Say) -> int:
 
 
 def _conclude(jobs: Sequence[Job], out: Path, say: Say) -> int:
-    """Join the records, say what failed and where its log is; 0 if nothing did."""
+    """Join the records, say what failed and where its log is; 0 if nothing did.
+
+    On a full disk a job may have left neither a line of history nor a word in its log.
+    """
     missing = left(jobs, out)
-    records, skipped = _joined(jobs, out)
+    no_room = bool(missing) and is_full(out)
     began = {name for name in _history(out) if name}
-    failed = [job for job in missing if job.name in began]
+    failed = [job for job in missing if job.name in began or _log(job, out).exists()]
     for job in failed:
-        say(f"FAILED {job.name}: {_reason(job, out)}")
+        say(f"FAILED {job.name}: {_reason(job, out, no_room)}")
     done, waiting = len(jobs) - len(missing), len(missing) - len(failed)
-    say(
-        f"{done} of {len(jobs)} jobs done, {len(failed)} FAILED, {waiting} not begun; "
-        f"{records} records in {out / 'records.jsonl'}"
-    )
+    told = f"{done} of {len(jobs)} jobs done, {len(failed)} FAILED, {waiting} not begun"
+    if no_room:
+        say(told)
+        raise full(out, AGAIN_WHEN_FREE)
+    records, skipped = _joined(jobs, out)
+    say(f"{told}; {records} records in {out / 'records.jsonl'}")
     for line in skipped_lines(skipped):
         say(line)
     if missing and not failed:
@@ -395,13 +408,19 @@ def _history(out: Path) -> list[str]:
     return [line.split("\t")[1] for line in lines if line.count("\t") == 3]
 
 
-def _reason(job: Job, out: Path) -> str:
+def _log(job: Job, out: Path) -> Path:
+    return out / "logs" / job.kind / f"{job.name}.log"
+
+
+def _reason(job: Job, out: Path, no_room: bool) -> str:
     """The last line of a job's log; one that was killed leaves no error there."""
-    log = out / "logs" / job.kind / f"{job.name}.log"
+    log = _log(job, out)
     text = log.read_text("utf-8", errors="replace").strip() if log.exists() else ""
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     if "Error" in last or "error" in last:
-        return f"{last[:200]} (log: {log})"
+        return f"{last[:400]} (log: {log})"
+    if no_room:
+        return f"its last words found no room on the full disk (log: {log})"
     return (
         f"it was killed without a word, perhaps for more memory than the {job.mem_mb} MB or more "
         f"time than the {job.minutes} minutes that it asked for: raise `resources: {{mem_mb: …, "

@@ -28,6 +28,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from unfool.disk import append, told_if_full
+
 SCHEMA = 1
 Kind = TypeVar("Kind")
 CPU_CHUNK = 64
@@ -612,13 +614,17 @@ def append_record(record: Record, path: Path) -> Record:
 
 
 def append_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Append each row as one JSON line, all of them under one lock."""
+    """Append each row as one JSON line, all of them under one lock.
+
+    Raises:
+        DiskFullError: no room; the file is as it was.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
-        file.write(lines if _ends_whole(path) else f"\n{lines}")
+    with told_if_full(path.parent, "then run this again"), FileLock(f"{path}.lock"):
+        append(path, lines)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -645,14 +651,6 @@ def rows_about(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     there = read_rows(path) if path.exists() else []
     return [row for row in there if all(row.get(key) == value for key, value in about.items())]
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the file is empty or ends a line: a killed writer may have left half of one."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        return file.read() in (b"", b"\n")
 
 
 def read_records(path: Path) -> list[Record]:
