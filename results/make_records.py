@@ -251,6 +251,8 @@ def desk_defense_gan() -> Iterator[Case]:
     for name in ("none", "threshold", "denoiser", "pix2pix", "defense_gan"):
         learns = strong if name == "pix2pix" else ()
         yield Case("mnist", "a", name, {}, "desk", under=strong, learns=learns, images=500)
+    quick = {"steps": 50}
+    yield Case("mnist", "a", "defense_gan", quick, "desk", under=strong, images=500)
 
 
 def desk() -> Iterator[Case]:

@@ -21,6 +21,7 @@ from unfool.attacker_tables import (
     madry_table,
     magnet_table,
     outside_table,
+    redrawn_table,
     white_box_tables,
 )
 
@@ -117,6 +118,16 @@ def test_a_search_stands_beside_what_is_cheaper() -> None:
     first, second = defense_gan_table([row, row | searched]).splitlines()[2:]
     assert first == "| purifier | 500 | 90.0 [90.0, 90.0] | 95.0 [95.0, 95.0] | 2 |"
     assert second.startswith("| Defense-GAN, L = 200, R = 10 | 500 |")
+
+
+def test_a_drawing_beside_that_of_the_clean_image() -> None:
+    row = {
+        "n": 100, "right_clean": 99, "right_attacked": 50, "nearer": 98, "error_clean": 0.0034,
+        "error_attacked": 0.03, "error_crossed": 0.04,
+    }  # fmt: skip
+    clean, attacked = redrawn_table([row]).splitlines()[2:]
+    assert clean == "| clean | 99.0 [94.6, 99.8] | 0.0034 |  |  |"
+    assert attacked == "| attacked | 50.0 [40.4, 59.6] | 0.0300 | 0.0400 | 98 of 100 |"
 
 
 def test_two_readings_of_a_dropout_side_by_side() -> None:

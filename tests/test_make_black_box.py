@@ -218,3 +218,27 @@ def test_ours_is_at_most_two_points_weaker_than_the_outside_judge() -> None:
     assert weaker(rows) == []
     assert weaker(rows[1:]) == [rows[0]["defense"]]  # the control: too few
     assert weaker([rows[0] | {"right_ours": rows[0]["right_theirs"] + 20}, *rows[1:]]) != []
+
+
+def test_redrawing_tells_a_goal_that_misleads_from_a_search_that_misses() -> None:
+    made = script("make_redrawn")
+    x, y = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
+    x_adv = torch.full_like(x, 0.3)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with torch.no_grad():  # class 0 while the mean is below 0.2
+        net[1].weight.copy_(torch.tensor([[-0.25] * 4, [0.25] * 4]))
+        net[1].bias.copy_(torch.tensor([0.2, -0.2]))
+
+    class Search:
+        def __init__(self, drawn: float) -> None:
+            self.drawn = drawn  # of what was to be drawn
+
+        def reconstruct(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            made = images * self.drawn
+            return made, ((made - images) ** 2).flatten(1).mean(1)
+
+    led_off = made.redrawn(net, Search(0.9), x, x_adv, y)
+    assert (led_off["right_clean"], led_off["right_attacked"], led_off["nearer"]) == (2, 0, 2)
+    assert led_off["error_crossed"] == pytest.approx(0.09)
+    missed = made.redrawn(net, Search(-2.0), x, x_adv, y)
+    assert missed["nearer"] == 0

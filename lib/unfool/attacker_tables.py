@@ -294,6 +294,22 @@ def defense_gan_table(rows: Rows) -> str:
     return markdown_table(head, lines, right=True) if lines else ""
 
 
+def redrawn_table(rows: Rows) -> str:
+    """Return how near Defense-GAN's drawings come, as Markdown; "" without rows."""
+    lines = [
+        line
+        for row in rows
+        for line in (
+            ["clean", _of(row["right_clean"], row["n"]), f"{row['error_clean']:.4f}", "", ""],
+            ["attacked", _of(row["right_attacked"], row["n"]), f"{row['error_attacked']:.4f}",
+             f"{row['error_crossed']:.4f}", f"{row['nearer']} of {row['n']}"],
+        )
+    ]  # fmt: skip
+    head = ["image", "read rightly, %", "its drawing's error", "the clean one's drawing",
+            "its own is nearer"]  # fmt: skip
+    return markdown_table(head, lines, right=True) if lines else ""
+
+
 def _of(count: int, total: int) -> str:
     """Return a share in % with Wilson's interval."""
     return "{:.1f} [{:.1f}, {:.1f}]".format(
@@ -322,5 +338,6 @@ TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "classifiers": ("classifiers", classifiers_table),
     "magnet": ("records/desk-magnet", magnet_table),
     "defense_gan": ("records/desk-defense-gan", defense_gan_table),
+    "redrawn": ("redrawn", redrawn_table),
 }
 """By its block in results/README.md: the file of rows under results/, what makes the table."""
