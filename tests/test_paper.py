@@ -174,6 +174,22 @@ def test_table_6_is_over_all_images_and_compares_only_what_the_paper_measured() 
     assert paper.tables([])[5].beside is None
 
 
+def test_table_6_takes_no_shorter_search_for_defense_gan() -> None:
+    a = {"attack_settings": {"eps": 0.3}, "classifier": "a", "made_on": "a", **WITHOUT}
+    whole = {"steps": 200, "restarts": 10, "rate": 10.0, "momentum": 0.7}
+    short, long = (
+        desk(**a | {
+            "defense": "defense_gan", "defense_settings": whole | {"steps": steps},
+            "end_to_end_accuracy": share,
+        })
+        for steps, share in ((50, 0.6), (200, 0.5))
+    )  # fmt: skip
+    for records in ([short, long], [long, short]):
+        read = {row["column"]: row for row in rows(6, records, "FGSM", "A")}
+        assert read["Defense-GAN"]["ours"].startswith("50.00 [")
+    assert {row["ours"] for row in rows(6, [short], "FGSM", "A")} == {"–"}
+
+
 def test_table_6_says_what_magnet_refused() -> None:
     fields: dict[str, Any] = dict(
         WITHOUT, attack_settings={"eps": 0.3}, defense="magnet",

@@ -11,7 +11,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -340,6 +340,9 @@ def _before(cell: Mapping[str, str], defense: str, records: Sequence[Record]) ->
     ]  # fmt: skip
     if defense in LEARN:
         mine = [r for r in mine if set(r.learned_from) == {"fgsm", "carlini_wagner_l2"}]
+    if defense == "defense_gan":  # a shorter search is another defence
+        usual = {name: asdict(profile.defense_gan) for name, profile in PROFILES.items()}
+        return [r for r in mine if r.defense_settings == usual[r.profile]]
     return [r for r in mine if whole(r)] if defense == "pix2pix" else mine
 
 
