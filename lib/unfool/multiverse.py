@@ -36,6 +36,7 @@ STRONGER = {
     "deepfool": {"overshoot": 0.2}, "jsma": {"gamma": 0.3}, "carlini_wagner_l2": {"kappa": 5.0},
 }  # fmt: skip
 IMAGES = 400  # of each attack; what the grid's purifiers learn from
+Section = tuple[tuple[str, ...], list[tuple[str, ...]]]  # a table's head and its rows
 TITLE = "What the paper leaves open"
 FIGURES = f"figures/README.md#{TITLE.lower().replace(' ', '-')}"
 NOTE = """\
@@ -58,9 +59,9 @@ before Bnet; Table 4's purifiers learned from all four attacks. A number that li
 can be had by some reading; one that lies outside might be had with more training. A reading is no
 result, and none is chosen for it.
 
-All small readings of a row stand before the same networks. Those of Anet's row, and all
-"classroom", were trained on another processor than those of the other rows, with the same seed:
-FGSM fools 426 of 976 images of that Anet and 456 of this one. "desk" has networks of its own.
+Bnet's row and Table 4 have no small readings yet, only "classroom" and "desk": the grid names their
+experiments, which were not run. So their ranges say what the data, the scoring and the reader do,
+and nothing of λ, μ, the PatchGAN, the attacks' strength and the rest.
 
 In the tables of choices a mean is over readings that differ in nothing else.
 
@@ -253,15 +254,12 @@ def markdown(found: Sequence[Cell], names: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
-def sections(
-    found: Sequence[Cell], names: Mapping[str, str]
-) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def sections(found: Sequence[Cell], names: Mapping[str, str]) -> list[Section]:
     """Return the head and the rows of each table: the ranges, then what each choice does.
 
     Of the latter there is one for each printed row; it leaves out what is the same in all of its
     readings.
     """
-    head: tuple[str, ...]
     head = ("printed in", "attack", "readings", "lowest", "median", "highest", "our reading",
             "paper", "within", "within 1 point of it", "moved most by", "points")  # fmt: skip
     ranges: list[tuple[str, ...]] = []
@@ -274,10 +272,11 @@ def sections(
             f"{100 * cell.printed:.2f}", "yes" if cell.within else "no", str(cell.near),
             choice, _percent(span),
         ))  # fmt: skip
-    made = [(head, ranges)]
+    made: list[Section] = [(head, ranges)]
     for title, row in by_row(found).items():
-        moved: list[tuple[str, ...]]
-        moved = [(name, *(_moved(cell, name) for cell in row)) for name in OURS]
+        moved: list[tuple[str, ...]] = [
+            (name, *(_moved(cell, name) for cell in row)) for name in OURS
+        ]
         moved = [line for line in moved if set(line[1:]) != {"–"}]
         made.append(((title, *(names[cell.attack] for cell in row)), moved))
     return made
