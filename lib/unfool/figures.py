@@ -937,6 +937,8 @@ def specifications(
 ) -> Figure:
     """Draw a specification curve per panel: all readings, sorted, over the choices they make.
 
+    What all readings choose alike is left out.
+
     Args:
         panels: title -> readings, each its choices by name and the share in [0, 1] that they give.
         printed: title -> the published share, drawn across.
@@ -951,7 +953,9 @@ def specifications(
         (name, value) for one in panels.values() for chosen, _ in one for name, value in
         chosen.items()
     )  # fmt: skip
-    rows = sorted(levels, key=lambda level: [name for name, _ in levels].index(level[0]))
+    named = [name for name, _ in levels]
+    open_ones = [level for level in levels if named.count(level[0]) > 1]
+    rows = sorted(open_ones, key=lambda level: named.index(level[0]))
     figure = _new(2.35 * len(panels) + 1.6, 3.2 + 0.15 * len(rows), alt, caption)
     ratios = [3, 0.15 * len(rows)]
     axes = figure.subplots(

@@ -7,6 +7,7 @@ top, from the same records. Nothing is measured here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -29,36 +30,44 @@ SCORES: dict[str, Callable[[Record], float | None]] = {
 OURS = {
     "λ": "100", "μ": "0", "PatchGAN": "1 layer", "learned from": "all four attacks",
     "last layer": "logits", "batch norm": "running", "attack": "ours", "training": "desk",
-    "scored": "over fooled images",
+    "read by": "made on", "scored": "over fooled images",
 }  # fmt: skip
 STRONGER = {
     "deepfool": {"overshoot": 0.2}, "jsma": {"gamma": 0.3}, "carlini_wagner_l2": {"kappa": 5.0},
 }  # fmt: skip
 IMAGES = 400  # of each attack; what the grid's purifiers learn from
+Section = tuple[tuple[str, ...], list[tuple[str, ...]]]  # a table's head and its rows
 TITLE = "What the paper leaves open"
+FIGURES = f"figures/README.md#{TITLE.lower().replace(' ', '-')}"
 NOTE = """\
-Each printed number of Table 2's Anet row beside all that a reader of the paper could have measured
-for it. Crossed are the weight of L1 (λ), of the guided loss (μ), the depth of the PatchGAN, a
-purifier for each attack or one for all four, Anet's last layer (the paper prints a ReLU on the
-logits), the statistics that batch norm takes (running ones, or those of 64 images at a time), the
-strength of the attack under test (DeepFool with overshoot 0.2 instead of 0.02, JSMA with γ = 0.3
-instead of 0.145, C&W with κ = 5 instead of 0; FGSM's ε is printed), and how it is scored: over the
-images that the attack fooled, over all test images, or, of a targeted attack, by what no longer
-lies on the target.
+Each printed number of Tables 2 and 4 beside all that a reader of the paper could have measured for
+it. Crossed are the weight of L1 (λ), of the guided loss (μ), the depth of the PatchGAN, a purifier
+for each attack or one for all four, Anet's last layer (the paper prints a ReLU on the logits), the
+statistics that batch norm takes (running ones, or those of 64 images at a time), the strength of
+the attack under test (DeepFool with overshoot 0.2 instead of 0.02, JSMA with γ = 0.3 instead of
+0.145, C&W with κ = 5 instead of 0; FGSM's ε is printed), and how it is scored: over the images that
+the attack fooled, over all test images, or, of a targeted attack, by what no longer lies on the
+target. In Table 4, where Anet/Bnet are images made on Anet and purified by Bnet's, it is also open
+who reads them: the classifier that they were made on, or the purifier's own.
 
 Most readings are small: 5,000 digits, at most 400 images of each attack to learn from (a purifier
 for one attack sees no others), a U-Net of width 8, 4 passes, one seed, 200 test images (FGSM:
 1,000). Those of the other records are beside them, where only what is named here differs:
 "classroom" learns from 3,600 images of FGSM and 400 of each other attack in 6 passes at width 16,
-"desk" from 10,000 of each in 20. The ReLU was crossed with less than the rest, and not for C&W. A
-number that lies within the range can be had by some reading; one that lies outside might be had
-with more training. A reading is no result, and none is chosen for it.
+"desk" from 10,000 of each in 20. The ReLU was crossed with less than the rest, and not for C&W nor
+before Bnet; Table 4's purifiers learned from all four attacks. A number that lies within the range
+can be had by some reading; one that lies outside might be had with more training. A reading is no
+result, and none is chosen for it.
 
-In the second table a choice's means are over readings that differ in nothing else.
+Bnet's row and Table 4 have no small readings yet, only "classroom" and "desk": the grid names their
+experiments, which were not run. So their ranges say what the data, the scoring and the reader do,
+and nothing of λ, μ, the PatchGAN, the attacks' strength and the rest.
 
-Left out, because they were not run: Table 2's Bnet row (4 numbers), Table 4 (8), Tables 3 and 5 on
-CIFAR-10 (8 each) and the paper's own column of Table 6 (8). Each row of them would need attacked
-images and purifiers of its own for every combination; the grid trains those of one classifier.
+In the tables of choices a mean is over readings that differ in nothing else.
+
+Left out, because they were not run: Tables 3 and 5 on CIFAR-10 (8 numbers each) and the paper's own
+column of Table 6 (8). Each would need attacked images and purifiers of its own for every
+combination: of residual networks in colour, or of four more classifiers on digits.
 """
 
 
@@ -72,11 +81,23 @@ class Reading:
 
 @dataclass(frozen=True)
 class Cell:
-    """A printed share in [0, 1], and what the readings make of it."""
+    """A printed share in [0, 1], and what the readings make of it.
 
+    Attributes:
+        table, row: where it is printed: "2" and "Anet", "4" and "Anet/Bnet".
+        attack: its name in records.
+    """
+
+    table: str
+    row: str
     attack: str
     printed: float
     readings: tuple[Reading, ...]
+
+    @property
+    def title(self) -> str:
+        """Return what its row is called."""
+        return f"Table {self.table}, {self.row}"
 
     @property
     def shares(self) -> list[float]:
@@ -123,7 +144,7 @@ class Cell:
 
 
 def cells(records: Iterable[Record], printed: Sequence[Mapping[str, str]]) -> list[Cell]:
-    """Return Table 2's cells of Anet with their readings, those that have any.
+    """Return the cells of Tables 2 and 4 with their readings, those that have any.
 
     Args:
         records: of which those are taken that differ in nothing but what is crossed.
@@ -132,26 +153,50 @@ def cells(records: Iterable[Record], printed: Sequence[Mapping[str, str]]) -> li
     mine = [r for r in records if _is_reading(r)]
     found = []
     for cell in printed:
-        if cell["table"] == "2" and cell["classifier"] == "anet":
-            readings = _readings([r for r in mine if r.attack == cell["attack"]])
+        if cell["table"] in ("2", "4"):
+            readings = _readings([r for r in mine if _is_of(r, cell)])
             if readings:
-                found.append(Cell(cell["attack"], float(cell["percent"]) / 100, readings))
+                share = float(cell["percent"]) / 100
+                found.append(Cell(cell["table"], cell["row"], cell["attack"], share, readings))
     return found
 
 
+def by_row(found: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Return the cells of each printed row, by its title."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in found:
+        rows.setdefault(cell.title, []).append(cell)
+    return rows
+
+
+def _is_of(record: Record, cell: Mapping[str, str]) -> bool:
+    """Whether attack and purifier are of the cell's classifiers; which of them reads is open."""
+    networks = _networks(record)
+    plain = tuple(re.split("[-+]", name)[0] for name in networks)
+    endings = {name.removeprefix(of) for name, of in zip(networks, plain, strict=True)}
+    return (
+        record.attack == cell["attack"]
+        and plain == (cell["made_on"], cell["trained_for"])
+        and record.classifier in networks
+        and len(endings) == 1  # "-mnist" or "+relu": what one has, the other has, too
+    )
+
+
+def _networks(record: Record) -> tuple[str, str]:
+    """The classifiers that the images were made on and the purifier trained for."""
+    return record.made_on or record.classifier, record.trained_for or record.classifier
+
+
 def _is_reading(record: Record) -> bool:
-    """Whether it is a purifier before Anet with nothing unusual but what is crossed."""
-    own, name = record.defense_settings, record.classifier
+    """Whether it is a purifier before digits with nothing unusual but what is crossed."""
+    own = record.defense_settings
     if record.defense != "pix2pix" or record.seed or not record.dataset.startswith("mnist"):
         return False
-    home = {record.made_on or name, record.trained_for or name} == {name}
     usual = PROFILES[record.profile].purifier.named()
     crossed = {"lam", "mu", "guide", "patch_layers", "statistics", "images"}
     small = {"width", "discriminator_width", "epochs"} if "images" in own else set()
     return (
-        home
-        and own.get("images", IMAGES) == IMAGES  # not the trial with more
-        and name.split("-")[0].removesuffix("+relu") == "anet"
+        own.get("images", IMAGES) == IMAGES  # not the trial with more
         and own["lam"] in (10.0, 100.0)
         and _strength(record) != ""
         and (not record.learned_from or record.attack in record.learned_from)
@@ -195,6 +240,7 @@ def _choices(record: Record) -> dict[str, str]:
         "batch norm": own.get("statistics", "running"),
         "attack": _strength(record),
         "training": "small" if "images" in own else record.profile,
+        "read by": "made on" if record.classifier == _networks(record)[0] else "purifier's own",
     }
 
 
@@ -203,32 +249,37 @@ def _choices(record: Record) -> dict[str, str]:
 
 def markdown(found: Sequence[Cell], names: Mapping[str, str]) -> str:
     """Return the page of the multiverse; `names` are the attacks' names for people."""
-    parts = [f"# {TITLE}\n", NOTE, "As a picture: [figure](../figures/multiverse.png).\n"]
+    parts = [f"# {TITLE}\n", NOTE, f"As pictures: [figures](../{FIGURES}).\n"]
     parts += [markdown_table(head, rows) for head, rows in sections(found, names)]
     return "\n".join(parts)
 
 
-def sections(
-    found: Sequence[Cell], names: Mapping[str, str]
-) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    """Return the head and the rows of both tables: the ranges, and what each choice does."""
-    head: tuple[str, ...]
-    head = ("attack", "readings", "lowest", "median", "highest", "our reading", "paper", "within",
-            "within 1 point of it", "moved most by", "points")  # fmt: skip
+def sections(found: Sequence[Cell], names: Mapping[str, str]) -> list[Section]:
+    """Return the head and the rows of each table: the ranges, then what each choice does.
+
+    Of the latter there is one for each printed row; it leaves out what is the same in all of its
+    readings.
+    """
+    head = ("printed in", "attack", "readings", "lowest", "median", "highest", "our reading",
+            "paper", "within", "within 1 point of it", "moved most by", "points")  # fmt: skip
     ranges: list[tuple[str, ...]] = []
     for cell in found:
         choice, span = next(iter(cell.effects().items()))
         ours = "–" if cell.ours is None else _percent(cell.ours)
         ranges.append((
-            names[cell.attack], str(len(cell.shares)), _percent(cell.shares[0]),
+            cell.title, names[cell.attack], str(len(cell.shares)), _percent(cell.shares[0]),
             _percent(median(cell.shares)), _percent(cell.shares[-1]), ours,
             f"{100 * cell.printed:.2f}", "yes" if cell.within else "no", str(cell.near),
             choice, _percent(span),
         ))  # fmt: skip
-    choices: tuple[str, ...] = ("choice", *(names[c.attack] for c in found))
-    rows: list[tuple[str, ...]] = []
-    rows += [(name, *(_moved(cell, name) for cell in found)) for name in OURS]
-    return [(head, ranges), (choices, rows)]
+    made: list[Section] = [(head, ranges)]
+    for title, row in by_row(found).items():
+        moved: list[tuple[str, ...]] = [
+            (name, *(_moved(cell, name) for cell in row)) for name in OURS
+        ]
+        moved = [line for line in moved if set(line[1:]) != {"–"}]
+        made.append(((title, *(names[cell.attack] for cell in row)), moved))
+    return made
 
 
 def _moved(cell: Cell, choice: str) -> str:
@@ -245,10 +296,9 @@ def sentence(found: Sequence[Cell]) -> str:
         return ""
     total, inside = sum(len(c.shares) for c in found), sum(c.within for c in found)
     return (
-        f"\n[{TITLE}](tables/multiverse.md), crossed: {total} readings of Table 2's Anet row, most "
-        f"at a small scale; {inside} of its {len(found)} numbers lie within what they reach "
-        "([figure](figures/multiverse.png)). Not crossed, because not run: Bnet's row, Tables 3 to "
-        "6.\n"
+        f"\n[{TITLE}](tables/multiverse.md), crossed: {total:,} readings of Tables 2 and 4, most "
+        f"at a small scale; {inside} of their {len(found)} numbers lie within what they reach "
+        f"([figures]({FIGURES})). Not crossed, because not run: Tables 3, 5 and 6.\n"
     )
 
 

@@ -487,7 +487,8 @@ def _scale(records: Sequence[Record]) -> str:
 def paper_figures(records: Sequence[Record]) -> dict[str, Figure | str]:
     """Return the paper's Figures 3 to 10 by number; where no records are, the reason, as text.
 
-    Beside them stands "multiverse": what each number of Table 2 could have been.
+    Beside them stands what each number of Tables 2 and 4 could have been, a figure for each row:
+    "multiverse-anet", … "multiverse-bnet-anet".
     """
     usual = [r for r in records if usual_attack(r)]
     made: dict[str, Figure | str] = {}
@@ -510,20 +511,22 @@ def paper_figures(records: Sequence[Record]) -> dict[str, Figure | str]:
         title = f"Made on {SHORT[made_on]}, purified by {SHORT[other]}'s, by epoch"
         made[panel] = _curves(mine, "mnist", title)
     made["10"] = f"CIFAR-10: {UNTESTED}"
-    made["multiverse"] = open_figure(multiverse.cells(records, printed()))
-    return made
+    return made | open_figures(multiverse.cells(records, printed()))
 
 
-def open_figure(found: Sequence[multiverse.Cell]) -> Figure | str:
+def open_figures(found: Sequence[multiverse.Cell]) -> dict[str, Figure | str]:
     """Return all readings of the cells that the paper leaves open, beside what it prints."""
     if not found:
-        return f"readings of the paper: {UNTESTED}"
-    return figures.specifications(
-        {ATTACKS[c.attack]: [(r.choices, r.share) for r in c.readings] for c in found},
-        {ATTACKS[c.attack]: c.printed for c in found},
-        caption="Every reading of the paper that was measured, sorted, and under it what it "
-        "chooses; Table 2, Anet, most at a small scale. Dashed: the paper's number.",
-    )
+        return {"multiverse": f"readings of the paper: {UNTESTED}"}
+    return {
+        f"multiverse-{re.sub('[^a-z]+', '-', row[0].row.lower())}": figures.specifications(
+            {ATTACKS[c.attack]: [(r.choices, r.share) for r in c.readings] for c in row},
+            {ATTACKS[c.attack]: c.printed for c in row},
+            caption=f"{title}: every reading of the paper that was measured, sorted, and under it "
+            "what it chooses; most at a small scale. Dashed: the paper's number.",
+        )
+        for title, row in multiverse.by_row(found).items()
+    }
 
 
 def _curves(
@@ -636,11 +639,12 @@ def figure_files(made: Mapping[str, Figure | str]) -> dict[str, str]:
     lines = ["# The paper's figures, from our records", ""]
     for number, figure in made.items():
         title = f"Figure {number}" if number[0].isdigit() else multiverse.TITLE
+        heading = f"## {title}"
+        lines += [heading, ""] if heading not in lines else []  # several stand under one
         if isinstance(figure, str):
-            lines += [f"## {title}", "", f"Not drawn: {figure}.", ""]
+            lines += [f"Not drawn: {figure}.", ""]
         else:
-            lines += [f"## {title}", "", f"![{figure.alt}]({file_of(number)})", "",
-                      figure.caption, ""]  # fmt: skip
+            lines += [f"![{figure.alt}]({file_of(number)})", "", figure.caption, ""]
     return {"figures/README.md": "\n".join(lines)}
 
 
