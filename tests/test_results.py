@@ -297,6 +297,33 @@ def test_magnets_false_alarms_are_what_was_asked_for() -> None:
     assert all(abs(a - b) < 0.003 for a, b in zip(alarms, (0.01, 0.05), strict=True) if a)
 
 
+def redrawn_problems(row: dict[str, Any]) -> list[str]:
+    """What results/README.md says otherwise than the row of what limits Defense-GAN."""
+    n = row["n"]
+    said = {
+        "clean digits come back": row["right_clean"] > 0.97 * n and row["error_clean"] < 0.01,
+        "the search is led off by its goal": row["nearer"] > 0.97 * n
+        and row["error_attacked"] < row["error_crossed"],
+        "about half are misread": 0.4 < row["right_attacked"] / n < 0.6,
+    }
+    return [what for what, holds in said.items() if not holds]
+
+
+def test_what_limits_defense_gan_on_full_mnist() -> None:
+    lab = Lab("smoke")
+    (row,) = lab.committed_rows("redrawn")
+    assert redrawn_problems(row) == []
+    assert redrawn_problems(row | {"nearer": 60}) == ["the search is led off by its goal"]
+    long, short = (
+        r for r in lab.committed_records("desk-defense-gan") if r.defense == "defense_gan"
+    )
+    assert (long.defense_settings["steps"], short.defense_settings["steps"]) == (200, 50)
+    assert long.n_images >= 500
+    assert (long.end_to_end_accuracy or 1) < (short.end_to_end_accuracy or 0)
+    updates = PROFILES["desk"].gan.epochs * (55_000 // (5 * 50))  # five batches of 50 for each
+    assert updates >= 5000
+
+
 def cifar_problems(section: str, records: list[Record]) -> list[str]:
     """What the section on the JPEG copy says otherwise than its records and profile."""
     of = {(r.defense, r.defense_settings.get("mu"), r.attack): r for r in records}
