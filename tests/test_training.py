@@ -26,6 +26,7 @@ from unfool.training import (
     Recipe,
     classifier_step,
     cosine,
+    erased,
     fit,
     mirrored,
     recipe_for,
@@ -136,7 +137,8 @@ def test_recipes_are_chosen_by_name() -> None:
     assert recipe_for("b").shift == 0
     for dataset in ("cifar10", "folder:/data/cifar10-jpeg.zip"):
         photographs = recipe_for("resnet20", dataset)
-        assert (photographs.flip, photographs.longer) == (True, 3)
+        assert (photographs.flip, photographs.erase, photographs.longer) == (True, 8, 12)
+        assert recipe_for("densenet40", dataset).longer == 3
         assert not recipe_for("anet", dataset).flip
     assert not recipe_for("resnet8", "mnist-m").flip
 
@@ -145,7 +147,8 @@ def test_a_recipe_without_the_newer_fields_has_the_key_it_had() -> None:
     old = {"optimizer": "adam", "rate": 1e-3, "schedule": "cosine", "batch_size": 64, "shift": 1}
     assert Recipe().as_key() == old
     assert Recipe(flip=True).as_key() == old | {"flip": True}
-    assert Recipe(longer=3).as_key() == old | {"longer": 3}
+    newer = {"longer": 3, "erase": 8, "smoothing": 0.1}
+    assert Recipe(**newer).as_key() == old | newer
 
 
 def test_half_of_the_images_are_mirrored() -> None:
@@ -173,6 +176,44 @@ def test_only_a_recipe_that_says_so_mirrors() -> None:
 
     assert bars(Recipe(shift=0, flip=True)) == {0, 3}
     assert bars(Recipe(shift=0)) == {0}  # the control
+
+
+def test_a_square_covers_each_image_somewhere() -> None:
+    torch.manual_seed(0)
+    images = torch.ones(500, 3, 12, 10)
+    covered = erased(images, 4) == 0.5
+    assert bool((covered == covered[:, :1]).all())  # all channels alike
+    heights = covered[:, 0].any(dim=2).sum(dim=1)
+    widths = covered[:, 0].any(dim=1).sum(dim=1)
+    assert torch.equal(heights * widths, covered[:, 0].sum(dim=(1, 2)))  # a rectangle
+    assert set(heights.tolist()) == set(widths.tolist()) == {2, 3, 4}  # less at the border
+    assert bool(covered.flatten(1).any(dim=0).all())  # no pixel is safe
+    assert torch.equal(images, torch.ones(500, 3, 12, 10))  # the caller's are left alone
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothing_spreads_a_label_over_all_classes(smoothing: float, tiny: Make, toy: Toy) -> None:
+    images, labels = toy
+    net = tiny(0).eval()  # no dropout: the same logits twice
+    classes = net(images[:1]).shape[1]
+    soft = (1 - smoothing) * nn.functional.one_hot(labels, classes) + smoothing / classes
+    expected = -(soft * net(images).log_softmax(dim=1)).sum(dim=1).mean()
+    recipe = Recipe(shift=0, smoothing=smoothing)
+    loss = classifier_step(net, SGD(net.parameters(), 0.1), recipe)(images, labels)["loss"]
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_photographs_are_learned_in_any_layout_and_left_in_the_usual_one() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(64, 3, 8, 8), torch.arange(64) % 2
+    images[labels == 1] *= 0.3
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+    recipe = Recipe("sgd", 0.1, batch_size=16, shift=1, flip=True, erase=2, smoothing=0.1)
+    train_classifier(net, images, labels, recipe, epochs=20)
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in net.parameters())
+    assert float((net(images).argmax(dim=1) == labels).float().mean()) > 0.9
 
 
 def test_rates_follow_the_schedule(toy: Toy) -> None:
@@ -358,7 +399,6 @@ def test_data_that_cannot_be_trained_on_are_refused(tiny: Make, toy: Toy) -> Non
     [
         ({"batch_size": 0}, "batch_size >= 1, not 1 and 0"),
         ({"epochs": -1}, "epochs must be >= 0"),
-        ({"mixed_precision": True}, "mixed_precision=True is for a GPU"),
     ],
 )
 def test_settings_out_of_range_are_refused(
@@ -370,6 +410,19 @@ def test_settings_out_of_range_are_refused(
     with pytest.raises(ValueError, match=message):
         fit(classifier_step(net, optimizer), {"n": net}, {"n": optimizer}, list(toy), **arguments)
     assert digest(net) == digest(tiny(0))
+
+
+def test_bfloat16_is_refused_where_the_processor_imitates_it(
+    tiny: Make, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tiny(0)
+    step = classifier_step(net, SGD(net.parameters(), 0.1))
+    run = {"epochs": 1, "batch_size": 16, "mixed_precision": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    with pytest.raises(ValueError, match="mixed_precision=True is for a GPU or a processor"):
+        fit(step, {"n": net}, {}, list(toy), **run)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert len(fit(step, {"n": net}, {}, list(toy), **run)) == 1
 
 
 # --- shifts ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def fit(
         seed: of shuffling and of what the modules draw (dropout).
         learning_rate: factor on each optimizer's own rate, a function of the share of all steps
             that is done (0 to 1); constant by default.
-        mixed_precision: bfloat16 autocast; refused on a CPU, where it changes results for little.
+        mixed_precision: bfloat16 autocast; refused on a processor that can't compute in it (see
+            `computes_bfloat16`), where it would change results and save nothing.
         checkpoint: file that is written after every epoch and resumed from when it is there; a
             damaged one is set aside, with a warning.
         after_epoch: called with the number of epochs done, modules in eval mode; again for the
@@ -115,6 +116,9 @@ class Recipe:
         batch_size: images per step.
         shift: largest random shift of an image, in pixels.
         flip: half of the images are mirrored, at random; for photographs, never for digits.
+        erase: side of a grey square that covers a random place of each image, in pixels (DeVries
+            and Taylor 2017, cutout).
+        smoothing: share of each label that is spread over all classes (Szegedy et al. 2016).
         longer: epochs for each one that the profile has.
     """
 
@@ -124,28 +128,34 @@ class Recipe:
     batch_size: int = 64
     shift: int = 1
     flip: bool = False
+    erase: int = 0
+    smoothing: float = 0.0
     longer: int = 1
 
     def as_key(self) -> dict[str, Any]:
         """Return what tells it apart in a store's key.
 
-        `flip` and `longer` are named only where they are set: what was trained before there were
-        these two is found again.
+        What came later than the first recipes is named only where it is set: what was trained
+        before is found again.
         """
-        usual = {"flip": False, "longer": 1}
+        usual = {"flip": False, "erase": 0, "smoothing": 0.0, "longer": 1}
         return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
 
 def recipe_for(classifier: str, dataset: str = "") -> Recipe:
     """Return the recipe of a classifier by its name in `unfool.classifiers.CLASSIFIERS`.
 
-    On CIFAR-10, its JPEG copy included, residual and dense networks see photographs mirrored, too,
-    and train for longer.
+    On CIFAR-10, its JPEG copy included, residual and dense networks train for longer, the narrow
+    ones most, on photographs that are mirrored and partly covered. Chosen on the copy's validation
+    images, with resnet20 and 30 passes: 86.7 % without squares and smoothing, 86.8 with smoothing,
+    87.2 with both, and the training images less well known by then.
     """
     if classifier.startswith(("resnet", "densenet")):
-        photographs = "cifar10" in dataset
-        longer = 3 if photographs else 1
-        return Recipe("sgd", 0.1, batch_size=128, shift=4, flip=photographs, longer=longer)
+        recipe = Recipe("sgd", 0.1, batch_size=128, shift=4)
+        if "cifar10" not in dataset:
+            return recipe
+        longer = 12 if classifier in ("resnet8", "resnet20") else 3
+        return replace(recipe, flip=True, erase=8, smoothing=0.1, longer=longer)
     if classifier in ("anet", "bnet"):
         return Recipe()
     return Recipe("adam", 1e-3, "constant", 128, shift=0)  # Defense-GAN's code, whitebox.py
@@ -162,11 +172,18 @@ def train_classifier(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> History:
-    """Train a classifier in place on images (N, C, H, W) in [0, 1] and labels (N,); see `fit`."""
+    """Train a classifier in place on images (N, C, H, W) in [0, 1] and labels (N,); see `fit`.
+
+    In colour it computes in bfloat16 on a GPU, and photographs (`recipe.flip`), whose training is
+    the one that takes hours, on any processor that can.
+    """
+    device = next(net.parameters()).device
+    if recipe.flip:  # a tenth to a quarter faster on a CPU
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
     optimizer = optimizer_for(net, recipe)
-    step = classifier_step(net, optimizer, shift=recipe.shift)
-    return fit(
-        (lambda images, labels: step(mirrored(images), labels)) if recipe.flip else step,
+    fast = images.shape[1] == 3 and (device.type == "cuda" or recipe.flip)
+    history = fit(
+        classifier_step(net, optimizer, recipe),
         {"net": net},
         {"net": optimizer},
         [images, labels],
@@ -174,10 +191,23 @@ def train_classifier(
         batch_size=recipe.batch_size,
         seed=seed,
         learning_rate=cosine if recipe.schedule == "cosine" else None,
-        mixed_precision=images.shape[1] == 3 and next(net.parameters()).is_cuda,
+        mixed_precision=fast and computes_bfloat16(device),
         checkpoint=checkpoint,
         progress=progress,
     )
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return history
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device computes in bfloat16: any GPU; a processor with instructions for it.
+
+    The others imitate it, slower than in float32.
+    """
+    if device.type != "cpu":
+        return True
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch: no telling
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def optimizer_for(net: nn.Module, recipe: Recipe) -> Optimizer:
@@ -187,24 +217,32 @@ def optimizer_for(net: nn.Module, recipe: Recipe) -> Optimizer:
     return Adam(net.parameters(), recipe.rate)
 
 
-def classifier_step(net: nn.Module, optimizer: Optimizer, *, shift: int = 0) -> Step:
+def classifier_step(net: nn.Module, optimizer: Optimizer, recipe: Recipe | None = None) -> Step:
     """Return the step of ordinary supervised training: cross-entropy, one update.
 
     Args:
         net: the classifier; images (N, C, H, W) in [0, 1] -> logits.
         optimizer: of its weights.
-        shift: every image is moved by up to this many pixels in both directions, at random.
+        recipe: how images and labels are varied at random; as they are by default.
     """
+    smoothing = recipe.smoothing if recipe else 0.0
 
     def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        seen = shifted(images, shift) if shift else images
-        loss = nn.functional.cross_entropy(net(seen), labels)
+        logits = net(varied(images, recipe) if recipe else images).float()
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return {"loss": loss.detach()}
 
     return step
+
+
+def varied(images: Tensor, recipe: Recipe) -> Tensor:
+    """Mirror, move and partly cover images (N, C, H, W) at random, as the recipe says."""
+    images = mirrored(images) if recipe.flip else images
+    images = shifted(images, recipe.shift) if recipe.shift else images
+    return erased(images, recipe.erase) if recipe.erase else images
 
 
 def shifted(images: Tensor, pixels: int) -> Tensor:
@@ -223,6 +261,17 @@ def mirrored(images: Tensor) -> Tensor:
     """Mirror each image (N, C, H, W) left to right with probability one half."""
     which = torch.rand(len(images)).to(images.device) < 0.5  # drawn on the CPU
     return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def erased(images: Tensor, side: int) -> Tensor:
+    """Cover a square of each image (N, C, H, W) with grey; its centre is any pixel, at random."""
+    n, _, height, width = images.shape
+    row, column = (torch.randint(0, size, (n, 1)) for size in (height, width))  # on the CPU
+    rows = torch.arange(height) - row + side // 2  # (N, H): 0 to side - 1 inside the square
+    columns = torch.arange(width) - column + side // 2
+    rows_in, columns_in = ((k >= 0) & (k < side) for k in (rows, columns))
+    covered = rows_in[:, None, :, None] & columns_in[:, None, None, :]
+    return images.masked_fill(covered.to(images.device), 0.5)
 
 
 def cosine(done: float) -> float:
@@ -245,8 +294,10 @@ def _check(
         raise ValueError(f"the data tensors must have equal lengths, not {lengths}")
     if epochs < 0 or batch_size < 1:
         raise ValueError(f"epochs must be >= 0 and batch_size >= 1, not {epochs} and {batch_size}")
-    if mixed and device.type == "cpu":
-        raise ValueError("mixed_precision=True is for a GPU: on a CPU leave it off")
+    if mixed and not computes_bfloat16(device):
+        raise ValueError(
+            "mixed_precision=True is for a GPU or a processor with bfloat16: here leave it off"
+        )
 
 
 def _count_batches(rows: int, batch_size: int) -> int:

@@ -32,9 +32,8 @@ from unfool.training import (
     classifier_step,
     cosine,
     fit,
-    mirrored,
     optimizer_for,
-    shifted,
+    varied,
 )
 
 VERSION = 1
@@ -132,8 +131,7 @@ def train(
         return cosine(done) if recipe.schedule == "cosine" else 1.0
 
     def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        x = shifted(x, recipe.shift) if recipe.shift else x
-        x = mirrored(x) if recipe.flip else x
+        x = varied(x, recipe)
         x_adv = attacked(made, x, y, settings, eps)
         if settings.kind == "fgsm":
             x_adv, y = torch.cat([x, x_adv]), y.repeat(2)
