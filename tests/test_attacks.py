@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attack_tools import CLASSES, batch, network, next_class
+from unfool import inputs
 from unfool.attacks import (
     ATTACKS,
     SIGN_FAMILY,
     VERSIONS,
     AttackSettings,
-    _guard,
     bpda,
     fgsm,
     paper_attacks,
@@ -518,7 +518,7 @@ def test_the_warning_names_the_line_that_called_the_attack(
     warn = warnings.warn
     for off in (-1, 1):  # the control: a level off is seen; one more for the lambda itself
         monkeypatch.setattr(
-            _guard.warnings, "warn",
+            inputs.warnings, "warn",
             lambda text, stacklevel, off=off: warn(text, stacklevel=stacklevel + 1 + off),
         )  # fmt: skip
         assert blamed(name) != [(__file__, "this line")]

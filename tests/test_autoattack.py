@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import victims
 from unfool.attacks import apgd, autoattack
-from unfool.attacks._guard import uniform_noise
 from unfool.evaluation import predict
+from unfool.inputs import uniform_noise
 
 EPS = 0.05
 

@@ -227,7 +227,7 @@ def test_an_images_result_does_not_depend_on_the_others(monkeypatch: pytest.Monk
     mixed = ddn(net, x[order], y[order], target=target[order], steps=20)
     assert torch.equal(mixed, whole[order])
     assert not torch.equal(mixed, whole)
-    monkeypatch.setattr("unfool.attacks._guard.CPU_CHUNK", 5)
+    monkeypatch.setattr("unfool.inputs.CPU_CHUNK", 5)
     told: list[tuple[int, int, str]] = []
     chunked = ddn(net, x, y, target=target, steps=20, progress=lambda *step: told.append(step))
     assert torch.equal(chunked, whole)

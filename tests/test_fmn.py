@@ -251,7 +251,7 @@ def test_an_images_result_does_not_depend_on_the_others(
     mixed = fmn(net, x[order], y[order], target=target[order], **quick)
     assert torch.equal(mixed, whole[order])
     assert not torch.equal(mixed, whole)
-    monkeypatch.setattr("unfool.attacks._guard.CPU_CHUNK", 5)
+    monkeypatch.setattr("unfool.inputs.CPU_CHUNK", 5)
     told: list[tuple[int, int, str]] = []
     chunked = fmn(net, x, y, target=target, progress=lambda *step: told.append(step), **quick)
     assert torch.equal(chunked, whole)

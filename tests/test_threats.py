@@ -13,9 +13,9 @@ import masks
 import victims
 from unfool import guards, threats
 from unfool.attacks import AttackSettings, apgd, bpda, eot, pgd
-from unfool.attacks._guard import check_device, check_gradient
 from unfool.defenses import Blur, Jpeg, Threshold
 from unfool.evaluation import defended
+from unfool.inputs import check_device, check_gradient
 from unfool.threats import Attackers, check_defense, threat_levels
 
 QUICK = masks.QUICK

@@ -26,28 +26,28 @@ TABLE = Path(__file__).with_name("builder_versions.json")
 COMMAND = "python tests/test_versions.py --update"
 
 ROUNDS = [
-    "attacks/_rounds.py", "attacks/_descent.py", "attacks/_pool.py", "attacks/_guard.py",
+    "attacks/_rounds.py", "attacks/_descent.py", "attacks/_pool.py", "inputs.py",
 ]  # fmt: skip
 
 # Builder -> the name of its version, and the files whose code decides what it builds.
 BUILDERS: dict[str, tuple[str, list[str]]] = {
     "classifiers": ("VERSION", ["classifiers.py"]),
     "training": ("VERSION", ["training.py"]),
-    "attacks.sign": ("VERSION", ["attacks/sign.py", "attacks/_guard.py"]),
+    "attacks.sign": ("VERSION", ["attacks/sign.py", "inputs.py"]),
     "attacks.deepfool": (
-        "VERSION", ["attacks/deepfool.py", "attacks/_pool.py", "attacks/_guard.py"],
+        "VERSION", ["attacks/deepfool.py", "attacks/_pool.py", "inputs.py"],
     ),
-    "attacks.jsma": ("VERSION", ["attacks/jsma.py", "attacks/_pool.py", "attacks/_guard.py"]),
+    "attacks.jsma": ("VERSION", ["attacks/jsma.py", "attacks/_pool.py", "inputs.py"]),
     "attacks.carlini_wagner": (
         "VERSION",
         ["attacks/carlini_wagner.py", "attacks/_descent.py", "attacks/_pool.py",
-         "attacks/_guard.py"],
+         "inputs.py"],
     ),
     "attacks.carlini_wagner_l0": ("VERSION", ["attacks/carlini_wagner_l0.py", *ROUNDS]),
     "attacks.carlini_wagner_linf": ("VERSION", ["attacks/carlini_wagner_linf.py", *ROUNDS]),
     "attacks.lbfgs": (
         "VERSION",
-        ["attacks/lbfgs.py", "attacks/_descent.py", "attacks/_pool.py", "attacks/_guard.py"],
+        ["attacks/lbfgs.py", "attacks/_descent.py", "attacks/_pool.py", "inputs.py"],
     ),
     "defenses.denoiser": ("VERSION", ["defenses/denoiser.py"]),
     "attacks.ead": (
@@ -55,36 +55,36 @@ BUILDERS: dict[str, tuple[str, list[str]]] = {
         [
             "attacks/ead.py", "attacks/_nearest.py", "attacks/_descent.py",
             "attacks/carlini_wagner.py",
-            "attacks/_pool.py", "attacks/_guard.py",
+            "attacks/_pool.py", "inputs.py",
         ],
     ),
     "attacks.ddn": (
         "VERSION",
         [
             "attacks/ddn.py", "attacks/_nearest.py", "attacks/_descent.py",
-            "attacks/deepfool.py", "attacks/_pool.py", "attacks/_guard.py",
+            "attacks/deepfool.py", "attacks/_pool.py", "inputs.py",
         ],
     ),
     "attacks.fmn": (
         "VERSION",
         [
             "attacks/fmn.py", "attacks/_nearest.py", "attacks/_descent.py",
-            "attacks/_guard.py",
+            "inputs.py",
         ],
     ),
     "attacks.apgd": (
         "VERSION",
         ["attacks/apgd.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
-         "attacks/_guard.py"],
+         "inputs.py"],
     ),
     "attacks.black_box": (
         "VERSION",
         ["attacks/black_box.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/sign.py",
-         "attacks/_guard.py"],
+         "inputs.py"],
     ),
     "attacks.square": (
         "VERSION",
-        ["attacks/square.py", "attacks/_draws.py", "attacks/_descent.py", "attacks/_guard.py"],
+        ["attacks/square.py", "attacks/_draws.py", "attacks/_descent.py", "inputs.py"],
     ),
     "defenses.pix2pix": ("VERSION", ["defenses/pix2pix.py"]),
     "defenses.finetuned": ("VERSION", ["defenses/finetuned.py"]),

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from unfool import attacks, classifiers, training
 from unfool.artifacts import artifact_key, load_checkpoint, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
-from unfool.attacks._guard import check_choice, check_number
 from unfool.committed import PURIFIER, committed_weights, load_classifier, load_purifier
 from unfool.datasets import Split
 from unfool.defenses import (
@@ -35,6 +34,7 @@ from unfool.defenses import (
     wgan_gp,
 )
 from unfool.evaluation import predict
+from unfool.inputs import check_choice, check_number
 from unfool.progress import Progress, shown
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from unfool.attacks import lead
 from unfool.attacks._descent import ROUNDING
-from unfool.attacks._guard import frozen
 from unfool.attacks.adaptive import Eot
 from unfool.evaluation import predict
+from unfool.inputs import frozen
 
 POINTS = 0.005  # half a percentage point: what two runs of a good attack may differ by
 ZERO_SHARE = 0.01  # of images without gradient; a dead one among many is nobody's trick

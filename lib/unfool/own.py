@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from unfool import threats
 from unfool.artifacts import artifact_key, load_tensors, save_tensors
 from unfool.attacks import VERSIONS, AttackSettings, bpda, eot, paper_attacks
-from unfool.attacks._guard import check_gradient, frozen
 from unfool.classifiers import CLASSIFIERS
 from unfool.committed import committed_weights
 from unfool.defenses import WASHERS
 from unfool.evaluation import Record, defended, outputs, predict
 from unfool.guards import differing
+from unfool.inputs import check_gradient, frozen
 from unfool.lab import Lab
 from unfool.notebooks import UsageError
 from unfool.progress import shown

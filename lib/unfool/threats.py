@@ -21,16 +21,16 @@ from torch import Generator, Tensor, nn
 from unfool import guards
 from unfool.attacks import ATTACKS, AttackSettings
 from unfool.attacks._draws import generators, seeds_for, uniform
-from unfool.attacks._guard import (
+from unfool.attacks.adaptive import Eot
+from unfool.attacks.sign import check_eps
+from unfool.evaluation import defended, predict
+from unfool.inputs import (
     check_device,
     check_gradient,
     check_inputs,
     check_number,
     frozen,
 )
-from unfool.attacks.adaptive import Eot
-from unfool.attacks.sign import check_eps
-from unfool.evaluation import defended, predict
 from unfool.progress import Progress
 
 LEVELS = {

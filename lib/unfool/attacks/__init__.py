@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from unfool.attacks._descent import lead
-from unfool.attacks._guard import random_targets
 from unfool.attacks.adaptive import bpda, eot, misread_by_generator, with_refusal
 from unfool.attacks.apgd import VERSION as _APGD
 from unfool.attacks.apgd import apgd
@@ -42,6 +41,7 @@ from unfool.attacks.sign import VERSION as _SIGN
 from unfool.attacks.sign import bim, check_eps, fgsm, pgd, r_fgsm, r_llc
 from unfool.attacks.square import VERSION as _SQUARE
 from unfool.attacks.square import square
+from unfool.inputs import random_targets
 
 __all__ = [
     "ATTACKS",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks._guard import CPU_CHUNK, GPU_CHUNK, checked
+from unfool.inputs import CPU_CHUNK, GPU_CHUNK, checked
 
 
 def step_while_any(step: Callable[[Tensor], None], live: Tensor) -> None:

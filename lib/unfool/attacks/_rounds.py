@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import attacked, warn_of_rounding
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.attacks._schedule import schedule_of
+from unfool.inputs import attacked, warn_of_rounding
 from unfool.progress import Progress
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unfool.attacks._guard import check_choice, check_number
+from unfool.inputs import check_choice, check_number
 
 S = TypeVar("S", bound=Any)  # a frozen dataclass with fields steps, lr and c, perhaps searches
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import attacked, check_inputs, check_number, frozen
+from unfool.inputs import attacked, check_inputs, check_number, frozen
 
 
 def bpda(module: nn.Module, backward: Callable[[Tensor], Tensor] | None = None) -> nn.Module:

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._draws import generators, seeds_for, uniform
-from unfool.attacks._guard import check_choice, check_inputs, check_number, in_chunks
 from unfool.attacks.sign import check_eps, project
+from unfool.inputs import check_choice, check_inputs, check_number, in_chunks
 from unfool.progress import Progress
 
 VERSION = 1

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import (
+from unfool.attacks.sign import check_eps
+from unfool.inputs import (
     check_choice,
     check_inputs,
     in_chunks,
@@ -19,7 +20,6 @@ from unfool.attacks._guard import (
     like_probabilities,
     refuse_target,
 )
-from unfool.attacks.sign import check_eps
 from unfool.progress import Progress
 
 FEWEST = 4  # classes that the targeted loss compares

@@ -14,7 +14,8 @@ from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._draws import seeds_for
-from unfool.attacks._guard import (
+from unfool.attacks.sign import check_eps
+from unfool.inputs import (
     check_images,
     check_inputs,
     check_number,
@@ -22,7 +23,6 @@ from unfool.attacks._guard import (
     in_chunks,
     refuse_target,
 )
-from unfool.attacks.sign import check_eps
 from unfool.progress import Progress
 
 VERSION = 1

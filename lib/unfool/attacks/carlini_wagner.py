@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, Descent
-from unfool.attacks._guard import attacked, check_inputs, check_number, warn_of_rounding
 from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.attacks._schedule import bisect_c, schedule_of
+from unfool.inputs import attacked, check_inputs, check_number, warn_of_rounding
 from unfool.progress import Progress
 
 VERSION = 2

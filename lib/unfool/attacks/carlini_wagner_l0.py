@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import check_inputs, check_number
 from unfool.attacks._rounds import Rounds, Schedule, round_schedule, run
+from unfool.inputs import check_inputs, check_number
 from unfool.progress import Progress
 
 VERSION = 1

@@ -7,7 +7,6 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unfool.attacks._descent import ROUNDING
-from unfool.attacks._guard import check_inputs, check_number, in_chunks
 from unfool.attacks._nearest import (
     SHORTEST,
     Nearest,
@@ -18,6 +17,7 @@ from unfool.attacks._nearest import (
     unit,
 )
 from unfool.attacks.deepfool import largest_others
+from unfool.inputs import check_inputs, check_number, in_chunks
 from unfool.progress import Progress
 
 VERSION = 1

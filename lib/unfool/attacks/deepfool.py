@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import (
+from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.inputs import (
     attacked,
     check_inputs,
     check_number,
     refuse_target,
     warn_of_rounding,
 )
-from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
 
 VERSION = 3

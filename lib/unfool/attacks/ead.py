@@ -13,17 +13,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import (
+from unfool.attacks._nearest import l1, per_image
+from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.attacks._schedule import bisect_c, schedule_of
+from unfool.attacks.carlini_wagner import CHECKS, GAIN, TELL_EVERY
+from unfool.inputs import (
     attacked,
     check_choice,
     check_inputs,
     check_number,
     warn_of_rounding,
 )
-from unfool.attacks._nearest import l1, per_image
-from unfool.attacks._pool import rightly_classified, step_while_any
-from unfool.attacks._schedule import bisect_c, schedule_of
-from unfool.attacks.carlini_wagner import CHECKS, GAIN, TELL_EVERY
 from unfool.progress import Progress
 
 VERSION = 1

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING
-from unfool.attacks._guard import check_choice, check_inputs, check_number, in_chunks
 from unfool.attacks._nearest import (
     SHORTEST,
     Nearest,
@@ -27,6 +26,7 @@ from unfool.attacks._nearest import (
     shrink,
     unit,
 )
+from unfool.inputs import check_choice, check_inputs, check_number, in_chunks
 from unfool.progress import Progress
 
 VERSION = 2

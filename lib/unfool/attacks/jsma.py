@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from unfool.attacks._guard import (
+from unfool.attacks._pool import rightly_classified, step_while_any
+from unfool.inputs import (
     attacked,
     check_choice,
     check_inputs,
@@ -21,7 +22,6 @@ from unfool.attacks._guard import (
     need_target,
     warn_of_rounding,
 )
-from unfool.attacks._pool import rightly_classified, step_while_any
 from unfool.progress import Progress
 
 VERSION = 1
@@ -54,7 +54,8 @@ def jsma(
     theta < 0 the other way round), and adds theta to both. Explained in notebook 04.
 
     An image stops when the target is reached. It fails, and comes back unchanged, when no pair is
-    left or the next one would exceed gamma. Images that are misclassified already are not touched.
+    left or two more values would exceed gamma (with |theta| < 1 even where the next pair would
+    change the same ones further). Images that are misclassified already are not touched.
 
     Args:
         model: returns logits (N, classes). With probabilities alpha and beta would cancel and

@@ -18,14 +18,14 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unfool.attacks._descent import ROUNDING, lead
-from unfool.attacks._guard import (
+from unfool.attacks._pool import rightly_classified
+from unfool.inputs import (
     attacked,
     check_inputs,
     check_number,
     levels_up_to_the_caller,
     warn_of_rounding,
 )
-from unfool.attacks._pool import rightly_classified
 from unfool.progress import Progress
 
 VERSION = 1

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unfool.attacks._guard import (
+from unfool.inputs import (
     check_choice,
     check_inputs,
     check_number,

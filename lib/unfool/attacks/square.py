@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 
 from unfool.attacks._descent import ROUNDING, lead
 from unfool.attacks._draws import generators, seeds_for, uniform
-from unfool.attacks._guard import check_inputs, check_number, in_chunks
 from unfool.attacks.sign import check_eps
+from unfool.inputs import check_inputs, check_number, in_chunks
 from unfool.progress import Progress
 
 VERSION = 1

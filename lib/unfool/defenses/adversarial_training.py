@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks._guard import check_choice, check_number, frozen
 from unfool.attacks.sign import check_eps, climb
 from unfool.defenses.denoiser import noisy
 from unfool.defenses.finetuned import Finetuned
+from unfool.inputs import check_choice, check_number, frozen
 from unfool.progress import Progress
 from unfool.training import (
     History,

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import check_number
 from unfool.defenses.pix2pix import bce
 from unfool.devices import find_device
+from unfool.inputs import check_number
 from unfool.progress import Progress
 from unfool.training import History, fit
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks._guard import check_number, frozen
 from unfool.defenses.wgan_gp import Generator
+from unfool.inputs import check_number, frozen
 
 CPU_ROWS = 128  # starts that descend at once; measured: 64 to 512 take the same time for each
 GPU_ROWS = 4096

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks._guard import check_number
+from unfool.inputs import check_number
 from unfool.progress import Progress
 from unfool.training import History, Recipe, train_classifier
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import check_number, frozen
 from unfool.defenses.denoiser import noisy
 from unfool.devices import find_device
+from unfool.inputs import check_number, frozen
 from unfool.progress import Progress
 from unfool.training import History, fit
 

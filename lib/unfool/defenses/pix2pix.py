@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, pad
 from torch.optim import Adam, Optimizer
 
-from unfool.attacks._guard import (
+from unfool.devices import find_device
+from unfool.inputs import (
     check_choice,
     check_device,
     check_images,
@@ -32,7 +33,6 @@ from unfool.attacks._guard import (
     check_range,
     frozen,
 )
-from unfool.devices import find_device
 from unfool.progress import Progress
 from unfool.training import History, constant_then_linear, fit
 

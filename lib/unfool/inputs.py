@@ -1,7 +1,7 @@
-"""What every attack shares: check the inputs, freeze the model and restore it, go chunk by chunk.
+"""What attacks, defences and the lab share: check what is given, freeze a model and restore it.
 
-An attack checks its settings and inputs first, then hands `in_chunks` a function that attacks a
-slice of the batch:
+An attack checks its settings and inputs first, then hands `in_chunks`, which goes chunk by chunk, a
+function that attacks a slice of the batch:
 
     check_inputs(x, y, target)
     check_number("eps", eps, 0)
@@ -341,11 +341,11 @@ def levels_up_to_the_caller() -> int:
     """Return the `stacklevel`, where this is called, of the line that called the attack.
 
     An attack may run through another one and through torch's wrappers: what counts is the outermost
-    frame of this package.
+    frame of the attacks.
     """
     caller, frame, level = 1, inspect.currentframe(), 0
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(__package__ or "unfool.attacks"):
+        if frame.f_globals.get("__name__", "").startswith((__name__, "unfool.attacks")):
             caller = level + 1
         frame, level = frame.f_back, level + 1
     return caller
