@@ -404,11 +404,12 @@ def test_a_random_target_and_none_are_let_through(cold: Built) -> None:
     ("change", "message"),
     [
         ({"classifier": "bnet"}, "made on 'bnet', not on 'anet': pass transfer=True"),
+        ({"seed": 1}, "with seed 1, on another 'anet' than that of seed 0: pass transfer=True"),
         ({"dataset": "mnist-m", "fingerprint": "x"}, "made from 'mnist-m', not from 'mnist5k'.*tr"),
     ],
 )
 def test_a_set_of_others_needs_to_be_meant(
-    cold: Built, change: dict[str, str], message: str
+    cold: Built, change: dict[str, Any], message: str
 ) -> None:
     foreign: AdversarialSet = replace(cold.adversarial, **change)
     with pytest.raises(ValueError, match=message):

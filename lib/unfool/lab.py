@@ -278,8 +278,8 @@ class Lab:
             defense: what `Lab.defense` returned, or any module from images to images; None is none.
             adversarial: what `Lab.adversarial_set` returned.
             classifier: the classifier that is defended.
-            transfer: must be True where the set was made on another classifier or data set, or the
-                defence trained for one.
+            transfer: must be True where the set was made on another classifier (of another seed is
+                another) or data set, or the defence trained for one.
             passes: what the attack took, where somebody counted; see `evaluation.counted`.
             append: whether to write the record down at once.
 
@@ -294,6 +294,13 @@ class Lab:
             raise ValueError(
                 f"this adversarial set was made on {adversarial.classifier!r}, not on "
                 f"{classifier!r}: pass transfer=True if that is what you want to measure"
+            )
+        trained_here = classifier.removesuffix("+relu") in classifiers.CLASSIFIERS
+        if not transfer and trained_here and adversarial.seed != self.seed:
+            raise ValueError(
+                f"this adversarial set was made with seed {adversarial.seed}, on another "
+                f"{classifier!r} than that of seed {self.seed}: pass transfer=True if that is what "
+                "you want to measure"
             )
         if not transfer and adversarial.fingerprint != self.data.fingerprint:
             raise ValueError(
