@@ -97,7 +97,7 @@ def test_every_choice_is_tested() -> None:
         {"made_on": "anet+relu"},  # the purifier is of another last layer
         {"made_on": "bnet+relu"},
         {"classifier": "bnet"},  # made on anet, purified for anet, read by neither
-        {"made_on": "a"},  # of Table 6
+        {"made_on": "a"},  # Table 6 crosses no classifiers
         {"attack_settings": {"eps": 0.3}},  # the paper prints 0.15
         {"defense": "denoiser"},
         {"dataset": "mnist-m", "classifier": "resnet8"},
@@ -105,6 +105,21 @@ def test_every_choice_is_tested() -> None:
 )
 def test_what_differs_in_more_is_no_reading(change: dict[str, Any]) -> None:
     assert readings(small(**change)) == []
+
+
+OF_TABLE_6: dict[str, Any] = dict.fromkeys(("classifier", "made_on", "trained_for"), "d") | {
+    "attack_settings": {"eps": 0.3}, "learned_from": ["fgsm", "carlini_wagner_l2"],
+}  # fmt: skip
+
+
+def test_table_6_has_its_own_attacks_and_is_scored_over_all_images() -> None:
+    desk = {"defense_settings": PROFILES["desk"].purifier.named(), "profile": "desk"}
+    (cell,) = cells([small(0.5, **OF_TABLE_6, **desk, dataset="mnist")], paper.printed())
+    assert (cell.title, cell.printed, cell.ours) == ("Table 6, D", 0.983, 0.75)
+    assert {r.choices["learned from"] for r in cell.readings} == {"all attacks"}
+    assert readings(small(**OF_TABLE_6 | {"learned_from": ["fgsm"]}))
+    for other in ({"attack_settings": {"eps": 0.15}}, {"learned_from": list(FOUR)}):
+        assert readings(small(**OF_TABLE_6 | other)) == []
 
 
 def crossed() -> Cell:
@@ -144,7 +159,7 @@ def test_the_page_names_each_cell_and_the_readmes_count_them() -> None:
     assert "| Table 4, Bnet/Anet | FGSM |" in page  # its own table of choices
     assert "| attack | –" not in page  # it was not varied
     said = multiverse.sentence([crossed(), other])
-    assert "10 readings of Tables 2 and 4" in said
+    assert "10 readings of Tables 2, 4 and 6" in said
     assert "1 of their 2 numbers lie within" in said
     assert multiverse.sentence([]) == ""
 
@@ -170,12 +185,14 @@ def test_a_record_lands_in_the_cell_of_its_classifiers() -> None:
 
 
 def test_the_page_counts_the_printed_cells_that_are_left_out() -> None:
-    """All that the paper measured of a purifier, but Tables 2 and 4."""
+    """All that the paper measured of a purifier, but Tables 2, 4 and 6."""
     mine = [c for c in paper.printed() if c["column"] in ("purifier", "our method")]
     assert Counter(c["table"] for c in mine) == dict.fromkeys("23456", 8)
-    left = "Tables 3 and 5 on CIFAR-10 (8 numbers each) and the paper's own\ncolumn of Table 6 (8)"
-    assert left in multiverse.markdown([crossed()], paper.ATTACKS)
-    assert "not run: Tables 3, 5 and 6" in multiverse.sentence([crossed()])
+    assert multiverse.TABLES.keys() == {"2", "4", "6"}
+    assert "not run: Tables 3 and 5 on CIFAR-10 (8 numbers each)." in multiverse.markdown(
+        [crossed()], paper.ATTACKS
+    )
+    assert "not run: Tables 3 and 5." in multiverse.sentence([crossed()])
 
 
 SMALL_ALONE = {"λ", "μ", "PatchGAN", "learned from", "last layer", "batch norm", "attack"}
@@ -184,6 +201,7 @@ STILL = {  # what a row, or an attack, does not vary
     "Table 2, Bnet": {"read by"} | SMALL_ALONE,
     "Table 4, Anet/Bnet": SMALL_ALONE,
     "Table 4, Bnet/Anet": SMALL_ALONE,
+    **{f"Table 6, {network}": {"read by", "last layer"} for network in "ABCD"},
     "fgsm": {"attack"},
     "carlini_wagner_l2": {"last layer"},
 }
@@ -194,12 +212,16 @@ def whole_problems(found: list[Cell]) -> list[str]:
     problems = []
     for c in found:
         name = f"{c.title}, {c.attack}"
-        if len(c.readings) < (64 if c.row == "Anet" else 4):
+        if len(c.readings) < (64 if c.row == "Anet" or c.table == "6" else 4):
             problems.append(f"{name}: {len(c.readings)} readings")
         allowed = STILL[c.title] | STILL.get(c.attack, set())
         still = [choice for choice, moved in c.effects().items() if moved == 0]
         problems += [f"{name}: {choice} is not varied" for choice in still if choice not in allowed]
-    missing = {f"{row}, {attack}" for row in list(STILL)[:4] for attack in FOUR}
+    missing = {f"{row}, {attack}" for row in STILL if row[:7] in ("Table 2", "Table 4")
+               for attack in FOUR}  # fmt: skip
+    missing |= {
+        f"Table 6, {row}, {attack}" for row in "ABCD" for attack in OF_TABLE_6["learned_from"]
+    }
     missing -= {f"{c.title}, {c.attack}" for c in found}
     return problems + [f"{name} is missing" for name in sorted(missing)]
 
