@@ -341,11 +341,12 @@ def cifar_problems(section: str, records: list[Record]) -> list[str]:
     shares = [percent(r.recovered_accuracy or 0) for r in further]
     told.append(f"trained further reads {shares[0]} % of FGSM's and {shares[1]} % of DeepFool's")
     own, its = guided[0].defense_settings, further[0].defense_settings
+    most = its.get("images") or PROFILES[further[0].profile].images("deepfool", "train")
     told.append(
-        f"the same {its['images']:,} images of each attack and their clean ones, in "
-        f"{its['epochs']} passes where the purifier makes {own['epochs']} over the attacked ones"
+        f"{most:,} images of each attack instead of {own['images']:,}, in {its['epochs']} passes "
+        f"instead of {own['epochs']}, so as many showings of attacked images"
     )
-    if (its["images"], 2 * its["epochs"]) != (own["images"], own["epochs"]):
+    if most * its["epochs"] != own["images"] * own["epochs"]:
         told.append("showings differ")
     return [text for text in told if text not in section]
 

@@ -66,7 +66,7 @@ A reading is no result, and none is chosen for it.
 
 The small readings of Anet's row come from another training of the classifiers than those of Bnet's
 row and of Table 4 (same seed, another kind of processor), on which FGSM fools 426 and 456 of 976
-images.
+images. So do D's in Table 6.
 
 In the tables of choices a mean is over readings that differ in nothing else.
 
