@@ -805,7 +805,20 @@ def test_committed_weights_take_the_papers_last_layer(weights: Path, root: Path)
         assert torch.equal(clipped(x), plain(x).relu())
         assert float(plain(x).min()) < 0
     keys = [lab._known[net]["key"] for net in (plain, clipped)]
-    assert keys == ["committed:anet-mnist5k", "committed:anet-mnist5k+relu"]
+    assert keys == [keys[0], f"{keys[0]}+relu"]
+
+
+def test_what_was_made_from_other_committed_weights_is_not_taken(weights: Path, root: Path) -> None:
+    def attacked_images() -> Tensor:
+        made = Lab("smoke", store=Store(root)).adversarial_set("fgsm", classifier="anet-mnist5k")
+        return made.x_adv
+
+    first = attacked_images()
+    assert torch.equal(attacked_images(), first)  # the control
+    tensors, made = load_tensors(weights / "anet-mnist5k.safetensors")
+    upside_down = {k: -v if k == "0.weight" else v for k, v in tensors.items()}
+    save_tensors(weights / "anet-mnist5k.safetensors", upside_down, made)
+    assert not torch.equal(attacked_images(), first)
 
 
 def test_a_damaged_block_of_an_attack_is_made_anew(cold: Built, tmp_path: Path) -> None:

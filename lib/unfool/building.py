@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from unfool import attacks, classifiers, training
 from unfool.artifacts import artifact_key, load_checkpoint, load_tensors, save_tensors
 from unfool.attacks import ATTACKS, AttackSettings, paper_attacks, random_targets
-from unfool.committed import PURIFIER, committed_weights, load_classifier, load_purifier
+from unfool.committed import (
+    PURIFIER,
+    committed_weights,
+    key_of,
+    load_classifier,
+    load_purifier,
+)
 from unfool.datasets import Split
 from unfool.defenses import (
     WASHERS,
@@ -59,9 +65,9 @@ def classifier(lab: Lab, name: str, relu_logits: bool) -> tuple[nn.Module, Known
     if name not in committed_weights():
         raise classifiers.unknown(name, [*classifiers.CLASSIFIERS, *committed_weights()])
     net, made = load_classifier(name, lab.data)
-    known = made | {"key": f"committed:{name}", "name": name, "trained_on": made["dataset"]}
+    known = made | {"key": key_of(name), "name": name, "trained_on": made["dataset"]}
     if relu_logits:
-        return nn.Sequential(net, nn.ReLU()), known | {"key": f"committed:{name}+relu"}
+        return nn.Sequential(net, nn.ReLU()), known | {"key": f"{known['key']}+relu"}
     return net, known
 
 
@@ -423,7 +429,7 @@ def _shipped_purifier(lab: Lab, classifier: str, others: Sequence[str]) -> tuple
             "set: leave it out, or leave committed out to train your own"
         )
     generator, made = load_purifier(classifier, lab.data)
-    known = {"key": f"committed:{PURIFIER}{classifier}", "history": made.get("history", [])}
+    known = {"key": key_of(f"{PURIFIER}{classifier}"), "history": made.get("history", [])}
     named = pix2pix.Settings(**made["settings"]).named() | {"committed": True}
     return _ready(lab, generator, known, "pix2pix", named, made["attacks"], classifier)
 

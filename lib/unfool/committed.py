@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool import classifiers, training
-from unfool.artifacts import REPO, load_tensors, save_tensors
+from unfool.artifacts import REPO, load_tensors, save_tensors, sha256_of
 from unfool.attacks import paper_attacks
 from unfool.datasets import Dataset
 from unfool.defenses import pix2pix
@@ -40,6 +40,14 @@ def committed_purifiers() -> list[str]:
     """Return the names of the classifiers whose purifier ships with the course."""
     found = WEIGHTS.glob(f"{PURIFIER}*.safetensors")
     return sorted(path.stem.removeprefix(PURIFIER) for path in found)
+
+
+def key_of(name: str) -> str:
+    """Return what all that is made from committed weights is found again by.
+
+    It changes with the file: what was made from other weights of the same name is not taken.
+    """
+    return f"committed:{name}:{sha256_of(WEIGHTS / f'{name}.safetensors')[:16]}"
 
 
 def load_classifier(name: str, data: Dataset) -> tuple[nn.Module, dict[str, Any]]:
