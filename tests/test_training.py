@@ -198,8 +198,9 @@ def test_smoothing_spreads_a_label_over_all_classes(smoothing: float, tiny: Make
     classes = net(images[:1]).shape[1]
     soft = (1 - smoothing) * nn.functional.one_hot(labels, classes) + smoothing / classes
     expected = -(soft * net(images).log_softmax(dim=1)).sum(dim=1).mean()
-    recipe = Recipe(shift=0, smoothing=smoothing)
-    loss = classifier_step(net, SGD(net.parameters(), 0.1), recipe)(images, labels)["loss"]
+    loss = classifier_step(net, SGD(net.parameters(), 0.1), smoothing=smoothing)(images, labels)[
+        "loss"
+    ]
     torch.testing.assert_close(loss, expected.detach())
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def train_classifier(
     optimizer = optimizer_for(net, recipe)
     fast = images.shape[1] == 3 and (device.type == "cuda" or recipe.flip)
     history = fit(
-        classifier_step(net, optimizer, recipe),
+        classifier_step(net, optimizer, partial(varied, recipe=recipe), recipe.smoothing),
         {"net": net},
         {"net": optimizer},
         [images, labels],
@@ -217,19 +218,25 @@ def optimizer_for(net: nn.Module, recipe: Recipe) -> Optimizer:
     return Adam(net.parameters(), recipe.rate)
 
 
-def classifier_step(net: nn.Module, optimizer: Optimizer, recipe: Recipe | None = None) -> Step:
+def classifier_step(
+    net: nn.Module,
+    optimizer: Optimizer,
+    vary: Callable[[Tensor], Tensor] | None = None,
+    smoothing: float = 0.0,
+) -> Step:
     """Return the step of ordinary supervised training: cross-entropy, one update.
 
     Args:
         net: the classifier; images (N, C, H, W) in [0, 1] -> logits.
         optimizer: of its weights.
-        recipe: how images and labels are varied at random; as they are by default.
+        vary: changes each batch of images at random, see `varied`; they are left as they are by
+            default.
+        smoothing: share of each label that is spread over all classes.
     """
-    smoothing = recipe.smoothing if recipe else 0.0
 
     def step(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = net(varied(images, recipe) if recipe else images).float()
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        seen = vary(images) if vary else images
+        loss = nn.functional.cross_entropy(net(seen), labels, label_smoothing=smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
